@@ -1,0 +1,8 @@
+"""The one error that a user can mend: what was expected, what was received, what to do."""
+
+
+class BadInput(ValueError):
+    """Raised for input that kerakd refuses; the message says expected, received and remedy.
+
+    The programs print it as one line and exit with status 2; nothing was written or changed.
+    """

@@ -1,0 +1,122 @@
+"""Walk a functional Keras model call by call, with a substitute for each layer's call."""
+
+import dataclasses
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd.errors import BadInput
+
+
+def check_functional(model, argument="model"):
+    """Raises BadInput unless `model` is a built tf_keras functional or Sequential model."""
+    if type(model).__module__.startswith(("keras.", "keras.src.")):
+        raise BadInput(
+            f"{argument}: expected a tf_keras (Keras 2) model, received a Keras 3 one ({type(model).__name__}); build it with "
+            "`import tf_keras as keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"
+        )
+    if not isinstance(model, keras.Model):
+        raise BadInput(f"{argument}: expected a tf_keras model, received {type(model).__name__}")
+    if not getattr(model, "_is_graph_network", False):
+        remedy = (
+            "give it an Input layer or call build(input_shape)"
+            if isinstance(model, keras.Sequential)
+            else "write it as keras.Model(inputs, outputs): the body of its call() applied to a keras.Input"
+        )
+        raise BadInput(f"{argument}: expected a functional or built Sequential model, received {type(model).__name__}, which has no layer graph; {remedy}")
+
+
+def walk(model, inputs, call):
+    """Runs `model` on `inputs`, asking `call(layer, args, kwargs)` for the value of every layer call.
+
+    Nested functional models are entered, so `call` sees plain layers only, in an order that depends on the model alone.
+    `inputs` and what `call` returns may be anything: tensors, symbolic tensors, or marks of the caller's own.
+
+    Args:
+        model: a functional tf_keras model.
+        inputs: as the model takes them (one value, or the model's structure of them).
+        call: function of (layer, args, kwargs) that stands in for `layer(*args, **kwargs)`.
+    Returns: the model's outputs, in the model's own structure.
+    """
+    values = {str(id(ref)): value for ref, value in zip(model.inputs, model._flatten_to_reference_inputs(inputs))}
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if node.is_input or any(i not in values for i in node.flat_input_ids):
+                continue
+            args, kwargs = node.map_arguments({i: [values[i]] * len(node.flat_input_ids) for i in node.flat_input_ids})
+            if isinstance(node.layer, keras.Model):
+                outputs = walk(_functional(node.layer), args[0], call)
+            else:
+                outputs = call(node.layer, args, kwargs)
+            values.update(zip(node.flat_output_ids, tf.nest.flatten(outputs)))
+    return tf.nest.pack_sequence_as(model._nested_outputs, [values[str(id(out))] for out in model.outputs])
+
+
+def _functional(model):
+    check_functional(model, f"nested model {model.name!r}")
+    return model
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """A tensor of the graph: which call made it (None for a model input) and which calls read it."""
+
+    call: "Call | None"
+    readers: list
+    is_output: bool = False
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer; `inputs` and `outputs` are Values."""
+
+    layer: keras.layers.Layer
+    inputs: list
+    outputs: list
+
+    @property
+    def sole_reader(self):
+        """The call that alone reads this call's single output, or None."""
+        if len(self.outputs) != 1 or self.outputs[0].is_output or len(self.outputs[0].readers) != 1:
+            return None
+        return self.outputs[0].readers[0]
+
+
+def calls(model):
+    """The layer calls of `model` in the order of `walk`, linked by the Values that they read and make."""
+    found = []
+
+    def record(layer, args, kwargs):
+        inputs = [v for v in tf.nest.flatten((args, kwargs)) if isinstance(v, Value)]
+        call = Call(layer, inputs, [])
+        outputs = tf.nest.map_structure(lambda _: Value(call, []), layer.get_output_at(0) if layer._inbound_nodes else 0)
+        call.outputs = tf.nest.flatten(outputs)
+        for value in inputs:
+            value.readers.append(call)
+        found.append(call)
+        return outputs
+
+    inputs = tf.nest.map_structure(lambda _: Value(None, []), model._nested_inputs)
+    for out in tf.nest.flatten(walk(model, inputs, record)):
+        out.is_output = True
+    return found
+
+
+def clone_layer(layer, **changes):
+    """A fresh layer of the same class and configuration but for `changes`; its weights are not copied."""
+    return type(layer).from_config({**layer.get_config(), **changes})
+
+
+def rebuild(model, call, on_input=lambda tensor: tensor, dtype=None):
+    """A new functional model: `walk` over symbolic inputs of the same shapes and names.
+
+    Args:
+        model: a functional tf_keras model; nested models come out flat.
+        call: function of (layer, args, kwargs) that returns symbolic outputs; it decides which layers the new model is made of.
+        on_input: applied to each symbolic input first.
+        dtype: of the inputs; None keeps the model's.
+    """
+    inputs = [keras.Input(ref.shape[1:], batch_size=ref.shape[0], dtype=dtype or ref.dtype, name=ref.node.layer.name) for ref in model.inputs]
+    structure = tf.nest.pack_sequence_as(model._nested_inputs, inputs)
+    values = tf.nest.map_structure(on_input, structure)
+    return keras.Model(structure, walk(model, values, call), name=model.name)

@@ -1,0 +1,23 @@
+"""Networks by name. All answer with logits, never with probabilities."""
+
+import functools
+
+from kerakd.errors import BadInput
+from kerakd.models.resnet import resnet_cifar
+
+BY_NAME = {f"resnet{depth}": functools.partial(resnet_cifar, depth) for depth in (8, 14, 20, 32, 44, 56, 110)}
+
+
+def build(name, input_shape, classes, width=1.0):
+    """A fresh float network.
+
+    Args:
+        name: a key of BY_NAME.
+        input_shape: (height, width, channels).
+        classes: length of the logits.
+        width: multiplies every number of channels.
+    Raises: BadInput for an unknown name.
+    """
+    if name not in BY_NAME:
+        raise BadInput(f"model: expected one of {', '.join(BY_NAME)}, received {name!r}")
+    return BY_NAME[name](input_shape=tuple(input_shape), classes=classes, width=width)

@@ -1,0 +1,465 @@
+"""Quantizers: real tensors onto grids of a few levels, with the gradients that training needs.
+
+Every quantizer is a genuine tfmot `Quantizer`, stateless: its variables live in the layer that it was built for. All of
+them answer with `codes * step`: integer codes between `levels()[0]` and `levels()[1]`, and a step that is one scalar or
+one value per output channel (the last axis). Those two are what the exporters ship.
+"""
+
+import dataclasses
+
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_model_optimization.quantization.keras.quantizers import Quantizer
+
+from kerakd.errors import BadInput
+
+SMALLEST = 1e-8  # of an interval or a scale: keeps every division finite and a learned interval positive
+
+
+def _sum_to(x, shape):
+    """Sums `x` [..., C] to `shape`: () or [C]."""
+    return tf.reduce_sum(x) if shape.rank == 0 else tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
+
+
+def uniform(x, step, low, high):
+    """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
+
+    Forward:   y = step * round(clip(x / step, low, high)), halves to even.
+    Backward:  dy/dx = 1 where low <= x/step <= high, else 0 (straight-through estimator);
+               dy/dstep = round(x/step) - x/step inside; low or high where clipped.
+    With I = step * q this is QKD's trainable interval (section 3; the printed equations are QIL's form), and LSQ (section 2.1).
+
+    The quotient is x * float32(1/step), rounded to float32 before it is rounded to a code, as integer runtimes compute
+    it. In a float64 copy of a model, where x is exact, the code is then theirs to the bit.
+
+    Args:
+        x: [..., C].
+        step: positive, () or [C].
+        low, high: integers, the grid's ends.
+    Returns: [..., C].
+    """
+
+    @tf.custom_gradient
+    def forward(x, step):
+        ratio = x * tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype)
+        codes = tf.round(tf.clip_by_value(tf.cast(ratio, tf.float32), float(low), float(high)))
+        y = tf.cast(codes, x.dtype) * step
+
+        def gradient(dy):
+            dx = dy * tf.cast((ratio >= low) & (ratio <= high), dy.dtype)
+            # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
+            return dx, (_sum_to(dy * y, step.shape) - _sum_to(dx * x, step.shape)) / step
+
+        return y, gradient
+
+    return forward(x, step)
+
+
+def positive(value):
+    """max(value, SMALLEST), with the gradient of the identity: an interval pushed below zero finds its way back. Keeps NaN."""
+    return value + tf.stop_gradient(tf.maximum(value, SMALLEST) - value)
+
+
+def straight_through(x, y):
+    """y forward, the identity's gradient to x backward."""
+    return x + tf.stop_gradient(y - x)
+
+
+def ternary_threshold(w, axes):
+    """TWN's threshold: 0.7 * mean|w| over `axes`, kept dimensions (TWN, section 2.2)."""
+    return 0.7 * tf.reduce_mean(tf.abs(w), axes, keepdims=True)
+
+
+def ternary_scale(w, axes, scale="abs"):
+    """The scale of ternary weights, kept dimensions.
+
+    "abs":      mean(|w| : |w| > threshold)  (TWN, section 2.2).
+    "positive": mean(w : w > threshold)      (Apprentice, section 5); where no weight is above it, the formula has no
+                value and "abs" is taken.
+    """
+    threshold = ternary_threshold(w, axes)
+
+    def mean_where(mask):
+        mask = tf.cast(mask, w.dtype)
+        return tf.math.divide_no_nan(tf.reduce_sum(tf.abs(w) * mask, axes, keepdims=True), tf.reduce_sum(mask, axes, keepdims=True))
+
+    both = mean_where(tf.abs(w) > threshold)
+    if scale == "abs":
+        return both
+    above = mean_where(w > threshold)
+    return tf.where(above > 0, above, both)
+
+
+@tf.custom_gradient
+def sequential_ternary(w, alpha):
+    """SEQ: w onto {-2/3, 0, 2/3} * alpha (ParetoQ, section 3).
+
+    Forward:   y = alpha * round(1.5 * clip(w/alpha, -.99, .99)) / 1.5
+    Backward:  dy/dw = 1 where |w/alpha| <= .99, else 0; dy/dalpha = y/alpha - w/alpha inside, -1 or 1 where clipped.
+
+    Args: w [..., C]; alpha positive, () or [C].
+    """
+    ratio = w / alpha
+    y = tf.round(1.5 * tf.clip_by_value(ratio, -0.99, 0.99)) * (alpha / 1.5)
+
+    def gradient(dy):
+        inside = tf.abs(ratio) <= 0.99
+        to_alpha = tf.where(inside, y / alpha - ratio, tf.sign(ratio))
+        return dy * tf.cast(inside, dy.dtype), _sum_to(dy * to_alpha, alpha.shape)
+
+    return y, gradient
+
+
+def _scaled_gradient(x, factor):
+    """x forward; its gradient times `factor` backward (LSQ, section 2.2)."""
+    return tf.stop_gradient(x - x * factor) + x * factor
+
+
+def _check_bits(bits, lowest=2, highest=8, who="bits"):
+    if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= highest:
+        raise BadInput(f"{who}: expected a whole number from {lowest} to {highest}, received {bits!r}; ternary weights are Ternary()")
+
+
+def _check_float(x, who):
+    if not x.dtype.is_floating:
+        raise BadInput(f"{who}: expected a float tensor, received {x.dtype.name}; cast the images to float32 first")
+
+
+def _channels(shape):
+    return () if shape is None else (int(shape[-1]),)
+
+
+class GridQuantizer(Quantizer):
+    """What all quantizers here share: tfmot's interface around `quantize`, `step` and `levels`."""
+
+    def levels(self):
+        """(lowest, highest) integer code."""
+        raise TypeError(f"{type(self).__name__} has no grid of its own; use one of {', '.join(BY_NAME)}")
+
+    def quantize(self, x, variables):
+        """`x` on the grid, in x's dtype."""
+        raise TypeError(f"{type(self).__name__} does not quantize; use one of {', '.join(BY_NAME)}")
+
+    def step(self, x, variables):
+        """The distance between two codes: () or [C]."""
+        raise TypeError(f"{type(self).__name__} has no step; use one of {', '.join(BY_NAME)}")
+
+    def codes(self, x, variables):
+        """The integer codes of `x`, as int32."""
+        quantized = self.quantize(x, variables)
+        return tf.cast(tf.round(quantized / tf.maximum(self.step(x, variables), SMALLEST)), tf.int32)
+
+    def calibrated(self, interval):
+        """{variable name: value} that fit data spread over [-interval, interval] or [0, interval]; {} where nothing is to be set."""
+        return {}
+
+    def for_tensor(self, kind):
+        """This quantizer for "weights", "unsigned" or "signed" activations.
+
+        Raises: BadInput if it can't be.
+        """
+        return self
+
+    def build(self, tensor_shape, name, layer):
+        return {}
+
+    def __call__(self, inputs, training, weights, **kwargs):
+        _check_float(inputs, type(self).__name__)
+        dtype = inputs.dtype if inputs.dtype == tf.float64 else tf.float32  # grids are computed in float32 under mixed precision
+        return tf.cast(self.quantize(tf.cast(inputs, dtype), weights), inputs.dtype)
+
+    def get_config(self):
+        return dataclasses.asdict(self)
+
+    def __hash__(self):
+        return hash((type(self), tuple(sorted(self.get_config().items()))))
+
+
+def _add_interval(layer, name, shape):
+    # NaN until it is calibrated: an interval that nobody set must not pass for one
+    return layer.add_weight(name=f"{name}_interval", shape=shape, initializer=keras.initializers.Constant(float("nan")), trainable=True)
+
+
+def symmetric_levels(bits):
+    """The symmetric, narrow weight grid {-q..q}, q = 2^(bits-1) - 1: folding a negative BatchNorm gamma keeps it exact."""
+    return 1 - 2 ** (bits - 1), 2 ** (bits - 1) - 1
+
+
+@dataclasses.dataclass(frozen=True, eq=True)
+class Ternary(GridQuantizer):
+    """Ternary weights, codes {-1, 0, 1}.
+
+    Forward:   a * sign(w) where |w| > t, else 0, with t = 0.7 mean|w| and a = `ternary_scale` (TWN; Apprentice, section 5).
+    Backward:  the identity to w; nothing through t and a.
+    learned=True: `sequential_ternary`, its scale learned (ParetoQ), with LSQ's gradient scale 1/sqrt(size).
+
+    Args:
+        scale: "abs" or "positive", see `ternary_scale`; only without `learned`.
+        per_channel: one scale for each output channel (the last axis) rather than one for the layer.
+        learned: learn the scale.
+    """
+
+    scale: str = "abs"
+    per_channel: bool = False
+    learned: bool = False
+
+    def __post_init__(self):
+        if self.scale not in ("abs", "positive"):
+            raise BadInput(f'scale: expected "abs" or "positive", received {self.scale!r}')
+        if self.learned and self.scale != "abs":
+            raise BadInput(f"scale: expected none with learned=True, received {self.scale!r}; a learned scale is not a mean")
+
+    def levels(self):
+        return -1, 1
+
+    def for_tensor(self, kind):
+        if kind != "weights":
+            raise BadInput("activations: expected a quantizer of activations, received Ternary; use Interval, KBit, Pact or DoReFa")
+        return self
+
+    def build(self, tensor_shape, name, layer):
+        if not self.learned:
+            return {}
+        return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None))}
+
+    def _axes(self, w):
+        return list(range(w.shape.rank - 1)) if self.per_channel else list(range(w.shape.rank))
+
+    def step(self, w, variables):
+        if self.learned:
+            return positive(tf.cast(variables["interval"], w.dtype)) / 1.5
+        return tf.reshape(ternary_scale(w, self._axes(w), self.scale), [-1] if self.per_channel else [])
+
+    def quantize(self, w, variables):
+        if self.learned:
+            alpha = positive(tf.cast(variables["interval"], w.dtype))
+            return sequential_ternary(w, _scaled_gradient(alpha, tf.cast(tf.size(w), w.dtype) ** -0.5))
+        axes = self._axes(w)
+        mask = tf.cast(tf.abs(w) > ternary_threshold(w, axes), w.dtype)
+        return straight_through(w, ternary_scale(w, axes, self.scale) * tf.sign(w) * mask)
+
+    def calibrated(self, interval):
+        return {"interval": interval} if self.learned else {}
+
+
+@dataclasses.dataclass(frozen=True, eq=True)
+class KBit(GridQuantizer):
+    """A fixed grid: no scale, nothing to learn (WRPN; Apprentice, section 5).
+
+    Weights:      round((2^(k-1) - 1) * clip(w, -1, 1)) / (2^(k-1) - 1)
+    Activations:  round((2^k - 1) * clip(a, 0, 1)) / (2^k - 1); the clip at 1 takes the place of an unbounded ReLU.
+    Backward:     the identity inside the clip, 0 outside.
+
+    Args:
+        bits: k, 2 to 8.
+        signed: the grid on [-1, 1] (weights) or on [0, 1].
+    """
+
+    bits: int
+    signed: bool = True
+
+    def __post_init__(self):
+        _check_bits(self.bits)
+
+    def levels(self):
+        return symmetric_levels(self.bits) if self.signed else (0, 2**self.bits - 1)
+
+    def for_tensor(self, kind):
+        return dataclasses.replace(self, signed=kind != "unsigned")
+
+    def step(self, x, variables):
+        return tf.constant(1.0 / self.levels()[1], x.dtype)
+
+    def quantize(self, x, variables):
+        return uniform(x, self.step(x, variables), *self.levels())
+
+
+@dataclasses.dataclass(frozen=True, eq=True)
+class Interval(GridQuantizer):
+    """A trainable interval I; the step is I / q (QKD, section 3; LSQ with `gradient_scale`).
+
+    Weights and signed tensors:  q = 2^(b-1) - 1, I * round(q * clip(x/I, -1, 1)) / q.
+    Unsigned activations:        q = 2^b - 1,     I * round(q * clip(x/I, 0, 1)) / q.
+    Backward:  dy/dx = 1 inside, 0 outside; dy/dI = (y - x)/I inside, -1 (signed), 0 (unsigned) or 1 where clipped.
+
+    The interval is kept above 1e-8 in the forward pass with a gradient that can bring it back, whatever an optimizer
+    does to the variable. It is NaN until `calibrate` (activations) or `quantize` (weights) has set it.
+
+    Args:
+        bits: b, 2 to 8.
+        per_channel: one interval for each output channel (the last axis) rather than one for the tensor.
+        gradient_scale: multiply the interval's gradient by 1 / sqrt(n * q), n the values per interval in one example (LSQ, section 2.2).
+        signed: the grid on [-I, I] or on [0, I].
+        narrow: a signed grid without its lowest code -2^(b-1). Weights are always narrow. `quantize` takes the full
+            grid for signed activations, as int8 runtimes saturate there.
+    """
+
+    bits: int
+    per_channel: bool = False
+    gradient_scale: bool = False
+    signed: bool = True
+    narrow: bool = True
+
+    def __post_init__(self):
+        _check_bits(self.bits)
+
+    def levels(self):
+        if not self.signed:
+            return 0, 2**self.bits - 1
+        low, high = symmetric_levels(self.bits)
+        return (low, high) if self.narrow else (low - 1, high)
+
+    def for_tensor(self, kind):
+        if kind != "weights" and self.per_channel:
+            raise BadInput("activations: expected one interval for the tensor, received per_channel=True; integer convolutions have one step for their input")
+        return dataclasses.replace(self, signed=kind != "unsigned", narrow=kind == "weights")
+
+    def build(self, tensor_shape, name, layer):
+        return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None))}
+
+    def step(self, x, variables):
+        return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
+
+    def quantize(self, x, variables):
+        step = self.step(x, variables)
+        if self.gradient_scale:
+            step = _scaled_gradient(step, self._lsq_factor(x))
+        return uniform(x, step, *self.levels())
+
+    def _lsq_factor(self, x):
+        count = tf.size(x) if self.narrow and self.signed else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
+        if self.per_channel:
+            count //= x.shape[-1]
+        return tf.cast(count * self.levels()[1], x.dtype) ** -0.5
+
+    def calibrated(self, interval):
+        return {"interval": interval}
+
+
+@dataclasses.dataclass(frozen=True, eq=True)
+class Pact(GridQuantizer):
+    """A learned clip of unsigned activations (PACT, section 3).
+
+    Forward:   y = round(clip(x, 0, I) * (2^k - 1) / I) * I / (2^k - 1)
+    Backward:  dy/dx = 1 where 0 <= x < I; dy/dI = 1 where x >= I, else 0: unlike Interval, nothing from inside.
+    The paper's L2 penalty on I is the caller's to add.
+
+    Args:
+        bits: k, 2 to 8.
+    """
+
+    bits: int
+
+    def __post_init__(self):
+        _check_bits(self.bits)
+
+    def levels(self):
+        return 0, 2**self.bits - 1
+
+    def for_tensor(self, kind):
+        if kind == "weights":
+            raise BadInput("weights: expected a quantizer of weights, received Pact, which is for activations; use DoReFa, as the paper does, or Interval")
+        return self if kind == "unsigned" else Interval(self.bits).for_tensor(kind)
+
+    def build(self, tensor_shape, name, layer):
+        return {"interval": _add_interval(layer, name, ())}
+
+    def step(self, x, variables):
+        return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
+
+    def quantize(self, x, variables):
+        clipped = tf.minimum(tf.nn.relu(x), positive(tf.cast(variables["interval"], x.dtype)))
+        return straight_through(clipped, uniform(tf.stop_gradient(clipped), tf.stop_gradient(self.step(x, variables)), *self.levels()))
+
+    def calibrated(self, interval):
+        return {"interval": interval}
+
+
+@dataclasses.dataclass(frozen=True, eq=True)
+class DoReFa(GridQuantizer):
+    """Weights squeezed by tanh, activations clipped to [0, 1] (DoReFa-Net, section 2.3).
+
+    Weights:      2 * round(n * (tanh w / (2 max|tanh w|) + 1/2)) / n - 1, n = 2^k - 1: odd codes in {-n..n} at step 1/n, none of them 0.
+    Activations:  round(n * clip(a, 0, 1)) / n.
+    Backward:     the identity through round; tanh and the division by the maximum are differentiated.
+
+    Args:
+        bits: k, 2 to 8; weights 2 to 7, as the codes of 8 bits reach 255, beyond int8.
+        signed: weights, or unsigned activations.
+    """
+
+    bits: int
+    signed: bool = True
+
+    def __post_init__(self):
+        _check_bits(self.bits)
+
+    def levels(self):
+        n = 2**self.bits - 1
+        return (-n, n) if self.signed else (0, n)
+
+    def for_tensor(self, kind):
+        if kind == "weights":
+            _check_bits(self.bits, highest=7, who="bits of DoReFa weights")
+        return Interval(self.bits).for_tensor(kind) if kind == "signed" else dataclasses.replace(self, signed=kind == "weights")
+
+    def step(self, x, variables):
+        return tf.constant(1.0 / self.levels()[1], x.dtype)
+
+    def quantize(self, x, variables):
+        n = self.levels()[1]
+        if not self.signed:
+            return uniform(x, self.step(x, variables), 0, n)
+        squeezed = tf.tanh(x)
+        unit = squeezed / (2 * tf.maximum(tf.reduce_max(tf.abs(squeezed)), SMALLEST)) + 0.5
+        return (2 * straight_through(unit * n, tf.round(unit * n)) - n) * self.step(x, variables)
+
+
+BY_NAME = {"ternary": Ternary, "kbit": KBit, "interval": Interval, "pact": Pact, "dorefa": DoReFa}
+
+
+def serialize(quantizer):
+    """A quantizer, or None, as plain data that every Keras file format keeps as it is."""
+    if quantizer is None:
+        return None
+    if type(quantizer) in BY_NAME.values():
+        return {"quantizer": type(quantizer).__name__, **quantizer.get_config()}
+    return keras.utils.serialize_keras_object(quantizer)  # a user's own
+
+
+def deserialize(data):
+    """The inverse of `serialize`."""
+    if data is None or "quantizer" not in data:
+        return data and keras.utils.deserialize_keras_object(data)
+    classes = {cls.__name__: cls for cls in BY_NAME.values()}
+    return classes[data["quantizer"]](**{key: value for key, value in data.items() if key != "quantizer"})
+
+
+def parse(text):
+    """A quantizer from its flag: "float" is None; else NAME[:BITS][,OPTION[=VALUE]...], as "ternary,scale=positive" or "interval:4,per_channel".
+
+    Raises: BadInput.
+    """
+    if text == "float":
+        return None
+    head, *options = text.split(",")
+    name, _, bits = head.partition(":")
+    if name not in BY_NAME:
+        raise BadInput(f'quantizer: expected float or one of {", ".join(BY_NAME)}, with ":BITS" where it has a width, received {text!r}')
+    kwargs = dict(option.partition("=")[::2] for option in options)
+    if bits:
+        if not bits.isdigit():
+            raise BadInput(f"quantizer: expected a whole number of bits after {name}:, received {bits!r}")
+        kwargs["bits"] = int(bits)
+    fields = {f.name: f for f in dataclasses.fields(BY_NAME[name]) if f.name not in ("signed", "narrow")}
+    for key in kwargs.keys() - fields.keys():
+        raise BadInput(f"quantizer: expected for {name} only {', '.join(fields)}, received {key!r} in {text!r}")
+    if "bits" in fields and "bits" not in kwargs:
+        raise BadInput(f"quantizer: expected a width, as {name}:4, received {text!r}")
+    return BY_NAME[name](**{key: value if fields[key].type is not bool else _parse_bool(key, value) for key, value in kwargs.items()})
+
+
+def _parse_bool(key, value):
+    if value not in ("", "true", "false"):
+        raise BadInput(f"quantizer: expected {key}, {key}=true or {key}=false, received {key}={value}")
+    return value != "false"

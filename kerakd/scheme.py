@@ -1,0 +1,295 @@
+"""Which tensor gets which quantizer: the scheme, its attachment to a model, and the calibration of its intervals."""
+
+import dataclasses
+import re
+import sys
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+
+from kerakd import graph
+from kerakd.errors import BadInput
+from kerakd.quantizers import Interval, Quantizer
+from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer, kernel_name
+
+L = keras.layers
+TRANSPARENT = (  # layers whose output holds values of their input (and zeros), so it is on its input's grid
+    *(L.MaxPooling1D, L.MaxPooling2D, L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.Flatten, L.Reshape, L.Permute),
+    *(L.ZeroPadding1D, L.ZeroPadding2D, L.Cropping1D, L.Cropping2D, L.Dropout, L.SpatialDropout2D, L.GaussianNoise),
+)
+KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
+FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One rule set for a whole model.
+
+    Args:
+        weights: quantizer of every kernel but the first and last; None leaves them float.
+        activations: quantizer of every activation that is never negative; None leaves all activations float. Tensors
+            that can be negative (linear outputs, the operands of an addition) take the same kind of interval at 8 bits.
+        first, last: bits of the first and the last weighted layer's kernel, of the model's input and of the last
+            layer's input and output; None leaves the kernel float.
+        overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
+            and it comes before `first` and `last`. Its `activations` are those of the layer's output.
+    Raises: BadInput for what is not a quantizer, for bits outside 2..8.
+    """
+
+    weights: Quantizer | None
+    activations: Quantizer | None
+    first: int | None = 8
+    last: int | None = 8
+    overrides: dict = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        for name in ("weights", "activations"):
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, Quantizer):
+                raise BadInput(f"{name}: expected a quantizer such as kerakd.Interval(bits=4), or None for float, received {value!r}")
+        for bits in (self.first, self.last):
+            if bits is not None:
+                Interval(bits)  # refuses bits outside 2..8
+        for pattern, rule in self.overrides.items():
+            if not isinstance(rule, Scheme):
+                raise BadInput(f"overrides[{pattern!r}]: expected a Scheme, received {rule!r}")
+
+
+@dataclasses.dataclass
+class Plan:
+    """What `quantize` will do: a quantizer or None for each call's kernel and for each call's output, in the order of the calls."""
+
+    kernels: list
+    outputs: list
+    input: Quantizer | None
+    float_layers: list
+
+
+def is_relu(layer):
+    """Whether the layer's own activation, or the layer itself, is ReLU or ReLU6."""
+    if isinstance(layer, L.ReLU):
+        return not (layer.negative_slope or layer.threshold)
+    return getattr(layer, "activation", None) in (keras.activations.relu, tf.nn.relu, tf.nn.relu6)
+
+
+def is_linear(layer):
+    return getattr(layer, "activation", None) in (None, keras.activations.linear)
+
+
+def fuses(call, reader):
+    """Whether `reader` is computed in one integer operation with `call`, so that the tensor between them never exists."""
+    weighted = kernel_name(call.layer) is not None and is_linear(call.layer)
+    if isinstance(reader.layer, L.BatchNormalization):
+        return weighted
+    activation = isinstance(reader.layer, (L.ReLU, L.Activation)) and is_relu(reader.layer)
+    return activation and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Add)))
+
+
+def _never_negative(call, known):
+    layer = call.layer
+    if is_relu(layer) or getattr(layer, "activation", None) in (keras.activations.sigmoid, keras.activations.hard_sigmoid):
+        return True
+    return isinstance(layer, KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
+
+
+def _feeds_only(call, target):
+    """Whether the tensor is read by `target` alone, at most through transparent layers."""
+    reader = call.sole_reader
+    return reader is not None and (reader is target or (isinstance(reader.layer, TRANSPARENT) and _feeds_only(reader, target)))
+
+
+def plan(model, scheme):
+    """The Plan of `scheme` for `model`. Raises: BadInput for a model with no weighted layer, an override that matches nothing."""
+    calls = graph.calls(model)
+    weighted = [call for call in calls if kernel_name(call.layer)]
+    if not weighted:
+        raise BadInput(f"model: expected at least one convolution or dense layer, received {model.name!r} with none; there is nothing to quantize")
+    _check_overrides(scheme, calls)
+    never_negative, kernels, outputs, floats = {}, [], [], []
+    for call in calls:
+        sign = _never_negative(call, never_negative)
+        never_negative.update((id(value), sign) for value in call.outputs)
+        kernels.append(_kernel_quantizer(call, weighted, scheme) if kernel_name(call.layer) else None)
+        outputs.append(_output_quantizer(call, weighted, scheme, "unsigned" if sign else "signed"))
+        if isinstance(call.layer, FLOAT) or (call.layer.weights and not kernel_name(call.layer) and not isinstance(call.layer, L.BatchNormalization)):
+            floats.append(call.layer.name)
+    bits = scheme.first if scheme.activations is not None else None
+    return Plan(kernels, outputs, bits and Interval(8).for_tensor("signed"), floats)
+
+
+def _check_overrides(scheme, calls):
+    for pattern in scheme.overrides:
+        if not any(re.search(pattern, call.layer.name) for call in calls):
+            raise BadInput(f"overrides: expected a pattern that matches a layer, received {pattern!r}; the layers are {', '.join(c.layer.name for c in calls)}")
+
+
+def _rule(scheme, layer):
+    return next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, layer.name)), None)
+
+
+def _kernel_quantizer(call, weighted, scheme):
+    rule = _rule(scheme, call.layer)
+    if rule is not None:
+        quantizer = rule.weights
+    elif call is weighted[0]:
+        quantizer = scheme.first and Interval(scheme.first)
+    elif call is weighted[-1]:
+        quantizer = scheme.last and Interval(scheme.last)
+    else:
+        quantizer = scheme.weights
+    return quantizer and quantizer.for_tensor("weights")
+
+
+def _output_quantizer(call, weighted, scheme, kind):
+    reader = call.sole_reader
+    if isinstance(call.layer, (*TRANSPARENT, *FLOAT)) or (reader is not None and fuses(call, reader)):
+        return None
+    rule = _rule(scheme, call.layer) or scheme
+    if rule.activations is None:
+        return None
+    at_the_end = call is weighted[-1] or _feeds_only(call, weighted[-1])
+    if kind == "signed" or (rule is scheme and at_the_end):
+        return Interval(8).for_tensor(kind)
+    return rule.activations.for_tensor(kind)
+
+
+def is_quantized(model):
+    """Whether any layer of `model` carries a quantizer."""
+    return any(isinstance(layer, (QuantizeWrapper, QuantizedActivation)) for layer in model._flatten_layers())
+
+
+def quantize(model, scheme):
+    """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
+
+    Kernels are quantized before BatchNorm, tensors after the ReLU, so that an integer convolution with its BatchNorm
+    and ReLU folded computes the same. The caller's model is not touched. Intervals of weights are set here from the
+    weights (their maximum); those of activations are NaN until `calibrate`.
+
+    Args:
+        model: a functional or built Sequential tf_keras model, not yet quantized; nested models come out flat.
+        scheme: a Scheme.
+    Returns: a functional tf_keras model.
+    Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer.
+    """
+    graph.check_functional(model)
+    if not isinstance(scheme, Scheme):
+        raise BadInput(f"scheme: expected a kerakd.Scheme, received {scheme!r}")
+    if is_quantized(model):
+        raise BadInput(f"model: expected a float model, received {model.name!r}, which is quantized already; quantize the float model that it was made from")
+    todo = plan(model, scheme)
+    if todo.float_layers and scheme.activations is not None:
+        print(f"kerakd: left in float, as it has no integer form: {', '.join(todo.float_layers)}", file=sys.stderr)
+    made, steps = {}, iter(zip(todo.kernels, todo.outputs))
+
+    def attach(layer, args, kwargs):
+        kernel, output = next(steps)
+        if id(layer) not in made:
+            clone = graph.clone_layer(layer)
+            made[id(layer)] = layer, QuantizedLayer(clone, Config(weights=kernel), name=layer.name) if kernel else clone
+        outputs = made[id(layer)][1](*args, **kwargs)
+        if output is None:
+            return outputs
+        suffix = "" if len(layer._inbound_nodes) == 1 else f"_{sum(n.startswith(layer.name + '_out') for n in names)}"
+        names.append(f"{layer.name}_out{suffix}")
+        return tf.nest.map_structure(lambda x: QuantizedActivation(output, name=names[-1])(x), outputs)
+
+    names = []
+    on_input = (lambda x: QuantizedActivation(todo.input, name=f"{x.node.layer.name}_out")(x)) if todo.input else (lambda x: x)
+    student = graph.rebuild(model, attach, on_input)
+    for layer, copy in made.values():
+        (copy.layer if isinstance(copy, QuantizedLayer) else copy).set_weights(layer.get_weights())
+    _fit_weight_intervals(student, "max")
+    return student
+
+
+def calibrate(model, images, rule="max"):
+    """Sets every interval of `model` in one pass, layer after layer, each on what the quantized layers before it give.
+
+    Args:
+        model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
+        images: [n, ...], as the model takes them; a few hundred will do.
+        rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
+            "mse" the I with the least squared error of quantizing x.
+    Raises: BadInput for another rule, for images with NaN or infinity.
+    """
+    if rule not in RULES:
+        raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
+    images = tf.convert_to_tensor(images)
+    if not images.dtype.is_floating:
+        raise BadInput(f"images: expected float images as the model takes them, received {images.dtype.name}; cast and scale them first")
+    if not bool(tf.reduce_all(tf.math.is_finite(images))):
+        raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    _fit_weight_intervals(model, rule)
+
+    def run(layer, args, kwargs):
+        if isinstance(layer, QuantizedActivation):
+            _fit(layer.quantizer, args[0], layer.quantizer_variables, rule)
+        elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
+            quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
+            _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
+        elif type(layer).__name__ == "QuantizeLayer":  # tfmot's own, at the input
+            _fit(layer.quantizer, args[0], layer.quantizer_vars, rule)
+        return layer(*args, **kwargs)
+
+    graph.walk(model, images, run)
+
+
+def _before_output_quantizer(wrapper, args, kwargs):
+    quantizers, wrapper._output_quantizers = wrapper._output_quantizers, []
+    try:
+        return wrapper(*args, **kwargs)
+    finally:
+        wrapper._output_quantizers = quantizers
+
+
+def _fit_weight_intervals(model, rule):
+    for layer in model._flatten_layers():
+        if isinstance(layer, QuantizeWrapper):
+            for kernel, quantizer, variables in layer._weight_vars:
+                _fit(quantizer, tf.convert_to_tensor(kernel), variables, rule)
+
+
+def _fit(quantizer, x, variables, rule):
+    """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x."""
+    if "interval" not in (variables or {}) or not hasattr(quantizer, "calibrated"):
+        return
+    x = tf.cast(x, tf.float32)
+    channels = variables["interval"].shape.rank == 1
+    rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
+    interval = RULES[rule](rows, quantizer, variables["interval"].shape)
+    for name, value in quantizer.calibrated(tf.maximum(interval, 1e-6)).items():
+        variables[name].assign(tf.reshape(value, variables[name].shape))
+
+
+def _maximum(rows, quantizer, shape):
+    return tf.reduce_max(tf.abs(rows), axis=0)
+
+
+def _percentile(rows, quantizer, shape):
+    return tf.constant(np.percentile(np.abs(rows), 99.9, axis=0), tf.float32)
+
+
+def _least_squares(rows, quantizer, shape):
+    quantizer = getattr(quantizer, "quantizer", quantizer)  # rows of a depthwise kernel are flat already
+    best = largest = _maximum(rows, quantizer, shape)
+    least = tf.fill(tf.shape(best), float("inf"))
+    for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):
+        interval = tf.maximum(largest * share, 1e-6)
+        error = tf.reduce_mean((quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}) - rows) ** 2, axis=0)
+        best, least = tf.where(error < least, interval, best), tf.minimum(error, least)
+    return best
+
+
+RULES = {"max": _maximum, "percentile": _percentile, "mse": _least_squares}
+
+
+def uncalibrated(model):
+    """The names of the layers of `model` whose interval is not set."""
+    found = []
+    for layer in model._flatten_layers():
+        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizeWrapper)) else []:
+            if "_interval" in variable.name and not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                found.append(layer.name)
+    return found

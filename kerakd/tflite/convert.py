@@ -1,0 +1,116 @@
+"""A student to TFLite bytes: stock fake-quantization ops on folded constants, the stock converter, then a look at what it made."""
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import graph
+from kerakd.errors import BadInput
+from kerakd.quiet import native_chatter_off
+from kerakd.tflite import flatfile
+from kerakd.tflite.fold import fold
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+
+L = keras.layers
+IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
+CONTAINERS = ("int8", "int4")
+
+
+def to_tflite(model, container="int8", io="float32"):
+    """The integer TFLite file of a student. Pure: no file is read or written, the model is not changed.
+
+    Args:
+        model: a calibrated student from `kerakd.quantize`.
+        container: "int8", every weight stored in 8 bits: all of it runs in XNNPACK; or "int4", the weights that fit
+            4 bits stored in 4: the smaller file. Both hold the same codes and steps.
+        io: type of the file's input and output. With "int8" and "uint8" the caller quantizes by the scale and zero point in the file.
+    Returns: bytes.
+    Raises: BadInput for a model that is not calibrated, has NaN or float kernels; RuntimeError if the converter's file
+        is not what was folded.
+    """
+    if container not in CONTAINERS:
+        raise BadInput(f"container: expected one of {', '.join(CONTAINERS)}, received {container!r}")
+    if io not in IO_TYPES:
+        raise BadInput(f"io: expected one of {', '.join(IO_TYPES)}, received {io!r}")
+    folded = fold(model)
+    data = _convert(model, folded, IO_TYPES[io])
+    wrong = [found.name for found in flatfile.matches(data, folded) if not found.equal]
+    if wrong:
+        raise RuntimeError(f"the converter changed the codes, steps or bias of {', '.join(wrong)}; please report this model")
+    return data if container == "int8" else flatfile.pack(data, [linear for linear in folded.linears.values() if linear.packs])
+
+
+def _convert(model, folded, io):
+    constants = {}
+
+    def lower(layer, args, kwargs):
+        if layer.name in folded.absorbed:
+            return args[0]
+        if isinstance(layer, QuantizedLayer):
+            if layer.name not in constants:
+                constants[layer.name] = _constant_layer(layer.layer, folded.linears[layer.name])
+            return constants[layer.name](args[0])
+        if isinstance(layer, QuantizedActivation):
+            grid = folded.grids[layer.name]
+            return tf.quantization.fake_quant_with_min_max_vars(args[0], -(grid.zero + 128) * grid.step, (127 - grid.zero) * grid.step, num_bits=8)
+        if layer._expects_training_arg:
+            kwargs = {**kwargs, "training": False}
+        return layer(*args, **kwargs)
+
+    specs = [tf.TensorSpec([1, *ref.shape[1:]], tf.float32, name=ref.node.layer.name) for ref in model.inputs]
+    function = tf.function(lambda *images: graph.walk(model, images[0] if len(images) == 1 else list(images), lower))
+    with native_chatter_off():
+        concrete = function.get_concrete_function(*specs)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        converter.inference_input_type = converter.inference_output_type = io
+        return converter.convert()
+
+
+def _constant_layer(layer, linear):
+    """A function of the layer's input: the layer with fake-quantized constants for kernel and bias."""
+    limits = (linear.steps * 127).astype(np.float32)
+    kernel = (linear.codes.reshape(-1, len(limits)) * linear.steps).astype(np.float32)
+    bias = tf.constant(linear.bias * linear.steps * linear.x.step, tf.float32)
+    per_channel = tf.quantization.fake_quant_with_min_max_vars_per_channel
+    shape = linear.codes.shape
+
+    def quantized(rank4):
+        return per_channel(tf.constant(kernel.reshape(rank4)), -limits, limits, num_bits=8, narrow_range=True)
+
+    if isinstance(layer, L.Dense):
+        return _dense(layer, kernel, bias, limits, quantized)
+    clone = graph.clone_layer(layer, use_bias=True)
+    clone.build(_input_shape(layer, shape))
+    depthwise = isinstance(layer, L.DepthwiseConv2D)
+
+    def call(x):
+        value = tf.reshape(quantized([*shape[:2], 1, len(limits)]), shape) if depthwise else quantized(shape)
+        object.__setattr__(clone, "depthwise_kernel" if depthwise else "kernel", value)
+        object.__setattr__(clone, "bias", bias)
+        return clone.call(x)
+
+    return call
+
+
+def _input_shape(layer, kernel_shape):
+    groups = getattr(layer, "groups", 1)
+    return tf.TensorShape([None] * (layer.rank + 1) + [kernel_shape[-2] * groups])
+
+
+def _dense(layer, kernel, bias, limits, quantized):
+    """One step for all units: FULLY_CONNECTED. One for each unit: a 1x1 convolution, as the converter has no such dense layer."""
+    if (limits == limits[0]).all():
+        fake = tf.quantization.fake_quant_with_min_max_vars
+
+        def value():
+            return fake(tf.constant(kernel), -limits[0], limits[0], num_bits=8, narrow_range=True)
+
+        return lambda x: layer.activation(tf.linalg.matmul(x, value()) + bias)
+
+    def call(x):
+        pixels = tf.reshape(x, [-1, 1, 1, kernel.shape[0]])
+        y = tf.nn.conv2d(pixels, quantized([1, 1, *kernel.shape]), 1, "VALID") + bias
+        return layer.activation(tf.reshape(y, [-1, *x.shape[1:-1], kernel.shape[1]]))
+
+    return call

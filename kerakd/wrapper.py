@@ -1,0 +1,150 @@
+"""Quantizers on Keras layers: the tfmot QuantizeConfig, the wrapper for weights, the layer for activations."""
+
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
+from tensorflow_model_optimization.quantization.keras import QuantizeConfig
+
+from kerakd.quantizers import GridQuantizer, deserialize, serialize
+
+KERNELS = {  # the weighted layers that can be integer, and where each keeps its kernel
+    keras.layers.Conv1D: "kernel",
+    keras.layers.Conv2D: "kernel",
+    keras.layers.DepthwiseConv2D: "depthwise_kernel",
+    keras.layers.Dense: "kernel",
+}
+
+
+def kernel_name(layer):
+    """The attribute that holds the kernel of a weighted layer, or None if `layer` is not one."""
+    return KERNELS.get(type(layer))
+
+
+class DepthwiseKernel(GridQuantizer):
+    """A quantizer on a depthwise kernel [h, w, C, m], seen as [h, w, C * m]: its channels are the last axis as everywhere else."""
+
+    def __init__(self, quantizer):
+        self.quantizer = quantizer
+
+    def build(self, tensor_shape, name, layer):
+        return self.quantizer.build(tf.TensorShape([*tensor_shape[:2], tensor_shape[2] * tensor_shape[3]]), name, layer)
+
+    def levels(self):
+        return self.quantizer.levels()
+
+    def step(self, x, variables):
+        return self.quantizer.step(_flat(x), variables)
+
+    def quantize(self, x, variables):
+        return tf.reshape(self.quantizer.quantize(_flat(x), variables), tf.shape(x))
+
+    def codes(self, x, variables):
+        return tf.reshape(self.quantizer.codes(_flat(x), variables), tf.shape(x))
+
+    def calibrated(self, interval):
+        return self.quantizer.calibrated(interval)
+
+    def get_config(self):
+        return {"quantizer": serialize(self.quantizer)}
+
+
+def _flat(kernel):
+    """[h, w, C, m] -> [h, w, C * m]; a flat one stays."""
+    return kernel if kernel.shape.rank == 3 else tf.reshape(kernel, [*kernel.shape[:2], kernel.shape[2] * kernel.shape[3]])
+
+
+@keras.utils.register_keras_serializable("kerakd")
+class Config(QuantizeConfig):
+    """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
+
+    `tfmot.quantization.keras.quantize_annotate_layer(layer, Config(weights=Ternary(), output=Interval(8)))` takes it too.
+    """
+
+    def __init__(self, weights=None, output=None):
+        self.weights = weights
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer):
+        if self.weights is None:
+            return []
+        depthwise = type(layer) is keras.layers.DepthwiseConv2D
+        return [(getattr(layer, kernel_name(layer)), DepthwiseKernel(self.weights) if depthwise else self.weights)]
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        for value in quantize_weights:
+            object.__setattr__(layer, kernel_name(layer), value)  # past Keras's tracking, which would forget the variable
+
+    def get_activations_and_quantizers(self, layer):
+        return []
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        pass  # the output is quantized after the activation, not in its place
+
+    def get_output_quantizers(self, layer):
+        return [] if self.output is None else [self.output]
+
+    def get_config(self):
+        return {"weights": serialize(self.weights), "output": serialize(self.output)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(deserialize(config["weights"]), deserialize(config["output"]))
+
+
+@keras.utils.register_keras_serializable("kerakd")
+class QuantizedLayer(QuantizeWrapperV2):
+    """tfmot's wrapper, mended: variables keep their order through save and load, and the wrapped layer keeps its kernel.
+
+    Upstream builds the inner layer in the middle of its own build, so the variables' order depends on whether the layer
+    was built before; and it leaves the quantized tensor in the layer's attribute after a call.
+    """
+
+    def build(self, input_shape):
+        if not self.layer.built:
+            self.layer.build(input_shape)
+            self.layer.built = True
+        super().build(input_shape)
+
+    def call(self, inputs, training=None, **kwargs):
+        try:
+            return super().call(inputs, training=training, **kwargs)
+        finally:
+            self.quantize_config.set_quantize_weights(self.layer, [weight for weight, _, _ in self._weight_vars])
+
+    @property
+    def kernels(self):
+        """[(variable, quantizer, the quantizer's variables)] of the quantized kernel."""
+        return list(self._weight_vars)
+
+
+@keras.utils.register_keras_serializable("kerakd")
+class QuantizedActivation(keras.layers.Layer):
+    """Fake quantization of a tensor [batch, ...] by an activation quantizer."""
+
+    def __init__(self, quantizer, **kwargs):
+        super().__init__(**kwargs)
+        self.quantizer = quantizer
+
+    def build(self, input_shape):
+        self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
+        super().build(input_shape)
+
+    def call(self, inputs, training=None):
+        return self.quantizer(inputs, training, self.quantizer_variables)
+
+    @property
+    def step_size(self):
+        """The step between two codes, a float32 scalar."""
+        return self.quantizer.step(tf.zeros((), tf.float32), self.quantizer_variables)
+
+    def get_config(self):
+        return {**super().get_config(), "quantizer": serialize(self.quantizer)}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**{**config, "quantizer": deserialize(config["quantizer"])})
+
+
+def quantize_scope():
+    """A Keras custom object scope with every class that a quantized model is saved with."""
+    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Config)})
