@@ -1,0 +1,8 @@
+"""Model -> bytes, and the proof."""
+
+from kerakd.tflite.convert import to_tflite
+from kerakd.tflite.flatfile import unpack
+from kerakd.tflite.proof import Proof, verify
+from kerakd.tflite.snap import snap
+
+__all__ = ["Proof", "snap", "to_tflite", "unpack", "verify"]

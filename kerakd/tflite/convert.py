@@ -22,7 +22,7 @@ def to_tflite(model, container="int8", io="float32"):
     Args:
         model: a calibrated student from `kerakd.quantize`.
         container: "int8", every weight stored in 8 bits: all of it runs in XNNPACK; or "int4", the weights that fit
-            4 bits stored in 4: the smaller file. Both hold the same codes and steps.
+            4 bits stored in 4: the smaller file. Both hold the same trained codes; biases are finer in the first.
         io: type of the file's input and output. With "int8" and "uint8" the caller quantizes by the scale and zero point in the file.
     Returns: bytes.
     Raises: BadInput for a model that is not calibrated, has NaN or float kernels; RuntimeError if the converter's file
@@ -32,7 +32,7 @@ def to_tflite(model, container="int8", io="float32"):
         raise BadInput(f"container: expected one of {', '.join(CONTAINERS)}, received {container!r}")
     if io not in IO_TYPES:
         raise BadInput(f"io: expected one of {', '.join(IO_TYPES)}, received {io!r}")
-    folded = fold(model)
+    folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
     wrong = [found.name for found in flatfile.matches(data, folded) if not found.equal]
     if wrong:

@@ -1,0 +1,111 @@
+"""The proof: a file against the student that it was made from."""
+
+import dataclasses
+
+import numpy as np
+
+from kerakd.errors import BadInput
+from kerakd.tflite import flatfile, runtime, snap
+from kerakd.tflite.fold import fold
+
+
+@dataclasses.dataclass(frozen=True)
+class Proof:
+    """What `verify` found. Shares are of 1.
+
+    codes_equal: weight codes of the file equal to the trained ones.
+    logits_equal: logits of the file equal to the snapped Keras copy's; logits is how many there were.
+    top1_equal: images on which both name the same class; images is how many there were.
+    max_steps: the largest difference of a logit, in steps of the output's grid.
+    float_tensors: float tensors in the file besides its input and output.
+    not_delegated: operators that XNNPACK did not take.
+    container: "int8" or "int4", what was found in the file.
+    moved_steps: the largest move of a logit from the float32 student to the snapped copy, in steps.
+    moved_top1: images on which the float32 student and the snapped copy name the same class.
+    dead_channels: channels whose multiplier is beyond integers, now constants.
+    """
+
+    codes_equal: float
+    logits_equal: float
+    top1_equal: float
+    max_steps: int
+    float_tensors: list
+    not_delegated: list
+    container: str
+    logits: int
+    images: int
+    moved_steps: float
+    moved_top1: float
+    dead_channels: int
+
+    @property
+    def exact(self):
+        """Whether every code, every logit and every top-1 is equal and no tensor is float."""
+        return self.codes_equal == self.logits_equal == self.top1_equal == 1 and not self.float_tensors
+
+    def __str__(self):
+        equal = round(self.logits_equal * self.logits)
+        return (
+            f"{self.container} container: {equal} of {self.logits} logits of {self.images} images equal ({self.logits_equal:.2%}), "
+            f"at most {self.max_steps} steps apart, top-1 equal on {self.top1_equal:.2%}; {self.codes_equal:.2%} of the weight codes equal; "
+            f"{len(self.float_tensors)} float tensors inside; outside XNNPACK: {', '.join(sorted(set(self.not_delegated))) or 'nothing'}; "
+            f"rounding for integers moved logits by at most {self.moved_steps:.1f} steps (top-1 kept on {self.moved_top1:.2%})"
+        )
+
+
+def verify(model, data, images):
+    """Compares a file with the student: what it holds, and what it computes on real images.
+
+    The reference is `snap(model)`, the Keras copy with biases and steps rounded as integers need it, in float64; how far
+    that rounding moved the float32 student is part of the proof.
+
+    Args:
+        model: the student that `data` was made from.
+        data: bytes from `to_tflite` or `unpack`.
+        images: [n, ...] float, as the model takes them.
+    Returns: a Proof.
+    Raises: BadInput for a file that is not TFLite, images of another shape, a model that is not a calibrated student.
+    """
+    images = np.asarray(images, np.float32)
+    expected = tuple(model.inputs[0].shape[1:])
+    if images.ndim != len(expected) + 1 or tuple(images.shape[1:]) != expected or not len(images):
+        raise BadInput(f"images: expected at least one of shape {expected}, received an array of shape {tuple(images.shape)}")
+    folded, found = _closest_fold(model, data)
+    reference = snap.logits(snap.snap(model, folded), images)
+    trained = model.predict(images, verbose=0)
+    logits = runtime.run(data, images)
+    step = _output_step(model, folded)
+    apart = np.abs(np.rint(logits / step) - np.rint(reference / step))
+    census = flatfile.census(data)
+    return Proof(
+        codes_equal=float(np.average([m.codes_equal for m in found], weights=[folded.linears[m.name].codes.size for m in found])),
+        logits_equal=float(np.mean(apart == 0)),
+        top1_equal=float(np.mean(logits.argmax(-1) == reference.argmax(-1))),
+        max_steps=int(apart.max()),
+        float_tensors=census["float_tensors"],
+        not_delegated=runtime.not_delegated(data),
+        container="int4" if "INT4" in census["weights"] else "int8",
+        logits=apart.size,
+        images=len(images),
+        moved_steps=float(np.abs(trained - reference).max() / step),
+        moved_top1=float(np.mean(trained.argmax(-1) == reference.argmax(-1))),
+        dead_channels=sum(len(linear.dead) for linear in folded.linears.values()),
+    )
+
+
+def _closest_fold(model, data):
+    """(Folded, matches) of the container whose folding the file holds: an unpacked small file is int8 outside and int4's inside."""
+    tried = []
+    for container in ("int8", "int4"):
+        folded = fold(model, container)
+        found = flatfile.matches(data, folded)
+        tried.append((sum(m.equal for m in found), folded, found))
+    _, folded, found = max(tried, key=lambda t: t[0])
+    return folded, found
+
+
+def _output_step(model, folded):
+    layer = model.outputs[0].node.layer
+    if layer.name not in folded.grids:
+        raise BadInput(f"model: expected quantized logits, received the output of {layer.name!r}, which is float")
+    return folded.grids[layer.name].step
