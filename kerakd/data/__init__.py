@@ -1,0 +1,182 @@
+"""Datasets by name: TFDS splits as examples, examples as batches of views."""
+
+import contextlib
+import dataclasses
+import math
+import socket
+import sys
+import urllib.parse
+
+import numpy as np
+import tensorflow as tf
+
+from kerakd import augment
+from kerakd.errors import BadInput
+from kerakd.quiet import native_chatter_off
+
+# (training split, test split) where they are not TFDS's train and test (FunMatch, appendix; ImageNet's test labels are not public)
+SPLITS = {
+    "imagenet2012": ("train", "validation"),
+    "food101": ("train", "validation"),
+}
+SYNTHETIC = {"train": 64, "test": 32}  # how many images a synthetic split has
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples of one split.
+
+    examples: a tf.data.Dataset of {"image": uint8 [h, w, c], "label": int64, "index": int64}, in a fixed order.
+    count: how many. classes: how many labels there are. shape: (h, w, c), None where images differ in size.
+    """
+
+    name: str
+    examples: tf.data.Dataset
+    count: int
+    classes: int
+    shape: tuple
+
+    def image_shape(self, size=0):
+        """(height, width, channels) of a view: `size` squared, or the stored size for 0. Raises: BadInput where images have none."""
+        height, width, channels = self.shape
+        if not size and not (height and width):
+            raise BadInput(f"image_size: expected a size, as the images of {self.name} differ in size, received 0; give --image_size=224 or so")
+        return (size or height, size or width, channels or 3)
+
+
+def load(name, data_dir=None, synthetic=False, image_size=0):
+    """The training and the test Split of a TFDS image classification dataset.
+
+    Args:
+        name: "digits", or any TFDS name with "image" and "label".
+        data_dir: where TFDS keeps its datasets; None is TFDS's own default.
+        synthetic: images of noise around one random pattern per class, of the dataset's own shape and classes: to try things out.
+        image_size: of synthetic images where the dataset has no fixed size.
+    Returns: (train, test).
+    Raises: BadInput for an unknown dataset, one that can't be downloaded, one without labels.
+    """
+    builder = _builder(name, data_dir)
+    features = builder.info.features
+    if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
+        raise BadInput(f'dataset: expected one with features "image" and "label", received {name!r} with {list(features or [])}')
+    classes, shape = features["label"].num_classes, tuple(features["image"].shape)
+    splits = SPLITS.get(name, ("train", "test"))
+    if synthetic:
+        side = image_size or 256
+        shape = tuple(given or side for given in shape[:2]) + (shape[2] or 3,)
+        return tuple(_synthetic(f"{name} {part} (synthetic)", count, classes, shape, k) for k, (part, count) in enumerate(SYNTHETIC.items()))
+    _prepare(builder, name)
+    return tuple(_split(builder, name, split, classes, shape) for split in splits)
+
+
+def _builder(name, data_dir):
+    import tensorflow_datasets as tfds  # costs a second; only programs that read datasets pay it
+
+    if name == "digits":
+        from kerakd.data.digits import Digits
+
+        return Digits(data_dir=data_dir)
+    try:
+        return tfds.builder(name, data_dir=data_dir, try_gcs=False)
+    except tfds.core.registered.DatasetNotFoundError:
+        raise BadInput(f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog") from None
+
+
+def _prepare(builder, name):
+    if builder.data_path.exists():
+        return
+    unreachable = _unreachable_host(builder)
+    try:
+        if unreachable:
+            raise ConnectionError(f"no network to {unreachable}")
+        with native_chatter_off() if name == "digits" else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare()
+    except Exception as error:  # TFDS raises whatever its downloader, its checksums or its disk raise
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadInput(
+            f"dataset: expected {name} in {builder.data_dir}, or to download it, received an error ({first}); "
+            "prepare it where its host can be reached and give that folder with --data_dir (BUILD.md, Data)"
+        ) from error
+
+
+def _unreachable_host(builder):
+    """The first host of the dataset's files that has no address, or None: TFDS itself would retry for minutes."""
+    for host in {urllib.parse.urlsplit(url).hostname for url in builder.url_infos} - {None}:
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            return host
+    return None
+
+
+def _split(builder, name, split, classes, shape):
+    count = builder.info.splits[split].num_examples
+    read = builder.as_dataset(split=split, shuffle_files=False)
+    examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"], "index": index})
+    if math.prod(side or 512 for side in shape) * count < 2**30:
+        examples = _in_memory(examples, shape)
+    return Split(f"{name} {split}", examples, count, classes, shape)
+
+
+def _in_memory(examples, shape):
+    """The same examples, held as arrays: small sets are decoded once."""
+    if None in shape:
+        return examples
+    rows = list(examples.as_numpy_iterator())
+    return tf.data.Dataset.from_tensor_slices({key: np.stack([row[key] for row in rows]) for key in ("image", "label", "index")})
+
+
+def _synthetic(name, count, classes, shape, part):
+    random = np.random.default_rng(part)
+    labels = np.arange(count) % classes
+    patterns = {label: np.random.default_rng(label).integers(0, 256, shape) for label in set(labels.tolist())}
+    images = np.stack([np.clip(patterns[label] + random.normal(0, 32, shape), 0, 255) for label in labels.tolist()]).astype(np.uint8)
+    examples = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels.astype(np.int64), "index": np.arange(count)})
+    return Split(name, examples, count, classes, shape)
+
+
+def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0):
+    """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches.
+
+    The order within an epoch and every view are functions of (seed, epoch, example) alone.
+
+    Args:
+        split: a Split.
+        view: a key of augment.BY_NAME.
+        size: (height, width) of the views.
+        seed: a non-negative int.
+    Returns: a tf.data.Dataset of (float32 [batch, height, width, c] in -1..1, int64 [batch]).
+    Raises: BadInput for a batch larger than the split.
+    """
+    if not 0 < batch_size <= split.count:
+        raise BadInput(f"batch_size: expected 1 to {split.count}, the size of {split.name}, received {batch_size}")
+    make = augment.view(view)
+
+    def one_epoch(epoch):
+        key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
+        tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
+        order = split.examples.shuffle(min(split.count, 50_000), seed=key, reshuffle_each_iteration=False)
+
+        def example(e):
+            return augment.to_unit_range(make(e["image"], size, tf.stack([key, e["index"]]))), e["label"]
+
+        return order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size, drop_remainder=True)
+
+    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def testing(split, *, size, batch_size=256):
+    """All examples in order, whole images: a tf.data.Dataset of (float32 [n, height, width, c] in -1..1, int64 [n])."""
+    return split.examples.map(lambda e: (augment.to_unit_range(augment.whole(e["image"], size, None)), e["label"])).batch(batch_size).prefetch(2)
+
+
+def arrays(batches, limit=None):
+    """(images, labels) as NumPy of the first `limit` examples of a dataset of batches, or of all."""
+    images, labels, count = [], [], 0
+    for image, label in batches:
+        images.append(image.numpy())
+        labels.append(label.numpy())
+        count += len(images[-1])
+        if limit and count >= limit:
+            break
+    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]

@@ -1,0 +1,172 @@
+"""One knob, one place: the configuration of a run, the flags that are derived from it, and their files."""
+
+import dataclasses
+import sys
+import typing
+
+from absl import flags
+
+from kerakd import augment, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd.errors import BadInput
+
+
+def _knob(default, help, choices=None):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """What a run trains. Each field is a flag of its name. Raises: BadInput for a value that is none."""
+
+    dataset: str = _knob("", "digits, or a TFDS name such as cifar10 or imagenet2012")
+    data_dir: str = _knob("", "where TFDS keeps its datasets; empty: TFDS's default")
+    synthetic: bool = _knob(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
+    image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
+    view: str = _knob("shift", "augmentation of the training images", augment.BY_NAME)
+    student: str = _knob("", "network of the student", models.BY_NAME)
+    student_width: float = _knob(1.0, "multiplies the student's channels")
+    teacher: str = _knob("", "network of the teacher; empty: none", models.BY_NAME)
+    teacher_width: float = _knob(1.0, "multiplies the teacher's channels")
+    teacher_weights: str = _knob("", "a .keras file of a trained teacher; empty: train one for --teacher_epochs")
+    teacher_epochs: int = _knob(0, "epochs of float training of the teacher before the phases")
+    float_epochs: int = _knob(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
+    weights: str = _knob("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
+    activations: str = _knob("interval:8", "quantizer of activations, likewise")
+    first: int = _knob(8, "bits of the first weighted layer; 0: float")
+    last: int = _knob(8, "bits of the last weighted layer; 0: float")
+    override: tuple = _knob((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
+    calibration: str = _knob("max", "rule that sets the intervals before training", scheme.RULES)
+    calibration_images: int = _knob(512, "how many training images it looks at")
+    start: str = _knob("scratch", "weights that the student starts from", ("scratch", "float"))
+    phase: tuple = _knob((), f"MODE:EPOCHS, MODE one of {', '.join(distiller.MODES)}; repeat it for more phases")
+    compare: bool = _knob(False, "train the same student without the teacher as well")
+    seed: int = _knob(0, "first seed of initial weights, order and views")
+    seeds: int = _knob(1, "how many students, with seeds SEED, SEED+1, ...; their mean is reported, the first one is exported")
+    temperature: float = _knob(1.0, "T of the soft loss")
+    soft_loss: str = _knob("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
+    hard_weight: typing.Optional[float] = _knob(None, "weight of the loss on labels; not given: the mode's own")
+    soft_weight: typing.Optional[float] = _knob(None, "weight of the soft loss; not given: the mode's own")
+    batch_size: int = _knob(128, "images a step")
+    optimizer: str = _knob("adam", "optimizer of every network", optimizers.BY_NAME)
+    learning_rate: float = _knob(1e-3, "peak learning rate, on one cosine over all phases")
+    weight_interval_rate: typing.Optional[float] = _knob(None, "peak learning rate of learned weight intervals; not given: --learning_rate")
+    activation_interval_rate: typing.Optional[float] = _knob(None, "peak learning rate of learned activation intervals; not given: --learning_rate")
+    warmup_epochs: float = _knob(0.0, "epochs of linear warm-up")
+    weight_decay: float = _knob(0.0, "each step takes learning rate * weight_decay of every kernel away")
+    clip_norm: typing.Optional[float] = _knob(None, "clip all gradients together to this norm")
+    max_epochs: int = _knob(0, "no phase is longer than this; 0: as given")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, choices = getattr(self, field.name), field.metadata["choices"]
+            optional = field.default == "" or value is None
+            if choices and value not in choices and not (optional and value == ""):
+                raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}, received {value!r}")
+            if isinstance(value, (int, float)) and not value >= 0:
+                raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
+        for name in ("dataset", "student", "phase"):
+            if not getattr(self, name):
+                raise BadInput(f"--{name}: expected a value, received none; take a file of configs/ with --flagfile, or give --{name}={_EXAMPLES[name]}")
+        for name in ("seeds", "batch_size", "temperature", "student_width", "teacher_width", "calibration_images"):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"--{name}: expected more than 0, received {getattr(self, name)}")
+        self._check_phases()
+        self.scheme()
+
+    def _check_phases(self):
+        needs_teacher = [mode for mode, _ in self.phases() if distiller.MODES[mode].teacher]
+        if needs_teacher and not self.teacher:
+            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none")
+        if self.teacher and not self.teacher_weights and not self.teacher_epochs and not any(distiller.MODES[mode].teacher_learns for mode, _ in self.phases()):
+            raise BadInput("--teacher_epochs: expected more than 0, or --teacher_weights=FILE, received neither; an untrained teacher teaches nothing")
+        if self.start == "float" and not self.float_epochs:
+            raise BadInput("--float_epochs: expected more than 0 with --start=float, received 0; the student has no trained float weights to start from")
+        if any(mode == "finetune" for mode, _ in self.phases()) and self.start != "float":
+            raise BadInput("--start: expected float for a phase 'finetune', received 'scratch'; Apprentice's scheme C starts from trained float weights")
+
+    def phases(self):
+        """[(mode, epochs)]."""
+        found = []
+        for text in self.phase:
+            mode, _, epochs = text.partition(":")
+            if mode not in distiller.MODES or not epochs.isdigit() or not int(epochs):
+                raise BadInput(f"--phase: expected MODE:EPOCHS with MODE one of {', '.join(distiller.MODES)}, received {text!r}")
+            found.append((mode, self.epochs(int(epochs))))
+        return found
+
+    def epochs(self, asked):
+        """`asked`, capped by max_epochs."""
+        return min(asked, self.max_epochs) if self.max_epochs else asked
+
+    def scheme(self):
+        """The Scheme."""
+        overrides = {}
+        for text in self.override:
+            pattern, equals, rule = text.rpartition("=") if "/" in text.rpartition("=")[2] else text.partition("=")
+            if not equals or rule.count("/") != 1:
+                raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
+            weights, activations = rule.split("/")
+            overrides[pattern] = scheme.Scheme(quantizers.parse(weights), quantizers.parse(activations))
+        return scheme.Scheme(quantizers.parse(self.weights), quantizers.parse(self.activations), self.first or None, self.last or None, overrides)
+
+    def text(self):
+        """The flag file of this configuration: what differs from the defaults, a line each."""
+        lines = []
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if value != field.default:
+                lines += [f"--{field.name}={str(v).lower() if isinstance(v, bool) else v}" for v in (value if isinstance(value, tuple) else (value,))]
+        return "\n".join(lines) + "\n"
+
+
+_EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher:30"}
+_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
+
+
+def define(flag_values, cls=Config):
+    """Defines a flag for each field of `cls` on `flag_values`: nothing global."""
+    for field in dataclasses.fields(cls):
+        kind = float if field.type == typing.Optional[float] else field.type
+        choices = field.metadata["choices"]
+        text = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        _DEFINE[kind](field.name, list(field.default) if kind is tuple else field.default, text, flag_values=flag_values)
+
+
+def parse(argv, cls=Config, extra=()):
+    """A command line as (an instance of `cls`, {name: value} of `extra`).
+
+    Args:
+        argv: the program's name and its arguments; --flagfile=FILE is read, later flags win.
+        extra: (name, default, help) of flags that are not part of the configuration.
+    Raises: BadInput for an unknown flag or value, a left-over argument or a flag file that is not there; SystemExit(0) after --help.
+    """
+    values = flags.FlagValues()
+    define(values, cls)
+    for name, default, text in extra:
+        _DEFINE[type(default)](name, default, text, flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+    flags.DEFINE_string("flagfile", "", "read flags from this file, one a line; later flags win", flag_values=values)
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise BadInput(f"{error}; --help lists the flags") from None
+    if values.help:
+        print(f"usage: {argv[0]} [--flagfile=FILE] [flags]\n\n{values.get_help()}")
+        sys.exit(0)
+    if rest:
+        raise BadInput(f"arguments: expected flags as --name=value, received {rest[0]!r}; --help lists the flags")
+    chosen = {f.name: getattr(values, f.name) for f in dataclasses.fields(cls)}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return cls(**chosen), {name: getattr(values, name) for name, _, _ in extra}
+
+
+def program(main):
+    """Runs main() -> None as a program: a BadInput is one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"kerakd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("kerakd: interrupted; --resume goes on from the last epoch", file=sys.stderr)
+        sys.exit(130)

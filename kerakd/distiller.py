@@ -1,0 +1,220 @@
+"""Who learns from whom: a Keras Model that trains a student under a teacher."""
+
+import dataclasses
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import losses
+from kerakd.errors import BadInput
+from kerakd.graph import check_functional
+from kerakd.scheme import uncalibrated
+
+
+@dataclasses.dataclass(frozen=True)
+class Mode:
+    """One row of the table: is there a teacher, does it learn, does it listen to the student; the papers' weights of hard and soft loss."""
+
+    teacher: bool
+    teacher_learns: bool
+    teacher_listens: bool
+    hard_weight: float
+    soft_weight: float
+    paper: str
+
+
+MODES = {
+    "alone": Mode(False, False, False, 1.0, 0.0, "plain training; QKD self-studying"),
+    "joint": Mode(True, True, False, 0.5, 0.5, "Apprentice, scheme A"),
+    "trained_teacher": Mode(True, False, False, 0.5, 0.5, "Apprentice, scheme B; QKD tutoring with weights 1 and 1; FunMatch with weights 0 and 1"),
+    "finetune": Mode(True, False, False, 0.5, 0.5, "Apprentice, scheme C: the student starts from trained float weights"),
+    "co_study": Mode(True, True, True, 1.0, 1.0, "QKD co-studying"),
+}
+
+
+def mode_named(name):
+    """The Mode. Raises: BadInput."""
+    if name not in MODES:
+        raise BadInput(f"mode: expected one of {', '.join(MODES)}, received {name!r}")
+    return MODES[name]
+
+
+class Distiller(keras.Model):
+    """Trains `student` on labels and on what `teacher` says.
+
+    Student:  hard_weight * loss(y, z_S) + soft_weight * soft_loss(z_S, z_T) + the student's own regularizers.
+    Teacher, where it learns: loss(y, z_T), and where it listens + soft_loss(z_T, z_S).
+    (Apprentice, equation 1 with alpha 1, beta hard_weight, gamma soft_weight; QKD, section 3.2.) Both networks answer
+    before either is updated, and neither loss reaches into the other network.
+
+    `call` answers with the student. Where it does not learn, the teacher runs in inference mode and none of its
+    variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss
+    and, where the teacher learns, teacher_loss, beside the metrics of `compile`.
+
+    Args:
+        student: a tf_keras functional model, images -> logits [n, C]; quantized or float.
+        teacher: a tf_keras model with the same C, a list of them (their soft losses add up), or None in mode "alone".
+        mode: a key of MODES.
+        temperature: T > 0 of the soft loss.
+        soft_loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n].
+        soft_weight, hard_weight: None takes the mode's own.
+    Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher.
+    """
+
+    def __init__(self, *, student, teacher=None, mode="trained_teacher", temperature=1.0, soft_loss="kl", soft_weight=None, hard_weight=None, **kwargs):
+        super().__init__(**kwargs)
+        teachers = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
+        check_functional(student, "student")
+        for one in teachers:
+            _check_teacher(one, student)
+        _check_logits(student, "student")
+        if temperature <= 0:
+            raise BadInput(f"temperature: expected more than 0, received {temperature}")
+        if not callable(soft_loss) and soft_loss not in losses.BY_NAME:
+            raise BadInput(f"soft_loss: expected a function or one of {', '.join(losses.BY_NAME)}, received {soft_loss!r}")
+        self.student = student
+        self.teachers = teachers
+        self.temperature = temperature
+        self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
+        self._weights_asked = hard_weight, soft_weight
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss")}
+        self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
+        self.enter(mode)
+
+    def enter(self, mode, *, hard_weight=None, soft_weight=None):
+        """Starts a phase in another mode; weights and optimizers go on from where they are. None takes the constructor's weight, else the mode's."""
+        chosen = mode_named(mode)
+        if chosen.teacher and not self.teachers:
+            raise BadInput(f"teacher: expected a model in mode {mode!r}, received none; give teacher= or take mode='alone'")
+        if chosen.teacher_learns and len(self.teachers) > 1:
+            raise BadInput(f"teacher: expected one in mode {mode!r}, in which it learns, received {len(self.teachers)}")
+        if self.compiled and chosen.teacher_learns and self.teacher_optimizer is None:
+            raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
+        self.mode_name, self.mode = mode, chosen
+        asked_hard, asked_soft = self._weights_asked
+        self.hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
+        self.soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
+        self.train_function = None  # traced anew: the step of another mode is another graph
+
+    @property
+    def compiled(self):
+        return bool(self._is_compiled)
+
+    def compile(self, optimizer="adam", loss=None, metrics=None, *, teacher_optimizer=None, weight_interval_optimizer=None, activation_interval_optimizer=None, **kwargs):
+        """As `keras.Model.compile`, and:
+
+        Args:
+            loss: of labels and student logits; None is softmax cross-entropy with integer labels.
+            teacher_optimizer: needed in modes in which the teacher learns.
+            weight_interval_optimizer, activation_interval_optimizer: for the learned intervals of kernels and of
+                activations (QKD has three learning rates); None leaves them to `optimizer`.
+        Raises: BadInput for a missing teacher_optimizer.
+        """
+        if self.mode.teacher_learns and teacher_optimizer is None:
+            raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
+        super().compile(optimizer=optimizer, loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
+        self.teacher_optimizer = teacher_optimizer and keras.optimizers.get(teacher_optimizer)
+        self.weight_interval_optimizer = weight_interval_optimizer and keras.optimizers.get(weight_interval_optimizer)
+        self.activation_interval_optimizer = activation_interval_optimizer and keras.optimizers.get(activation_interval_optimizer)
+
+    def call(self, inputs, training=None):
+        return self.student(inputs, training=training)
+
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.fit`. Raises: BadInput for a student without calibrated intervals, or label arrays outside the classes."""
+        missing = uncalibrated(self.student)
+        if missing:
+            raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
+        if y is not None:
+            check_labels(y, self.student.output_shape[-1])
+        return super().fit(x, y, *args, **kwargs)
+
+    @property
+    def metrics(self):
+        names = ["loss", "hard_loss"] + ["soft_loss"] * self.mode.teacher + ["teacher_loss"] * self.mode.teacher_learns
+        metrics = [self._trackers[name] for name in names]
+        return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
+
+    def train_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        teaching = self.mode.teacher and not self.mode.teacher_learns
+        said = [teacher(x, training=False) for teacher in self.teachers] if teaching else []
+        with tf.GradientTape(persistent=True) as tape:
+            logits = self.student(x, training=True)
+            if self.mode.teacher_learns:
+                said = [self.teachers[0](x, training=True)]
+            hard = self.compiled_loss(y, logits, sample_weight)
+            soft = self._mean(sum(self.soft_loss(logits, z, self.temperature) for z in said), sample_weight) if said else 0.0
+            loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
+            teacher_loss = self._teacher_loss(y, said, logits, sample_weight) if self.mode.teacher_learns else None
+        for optimizer, variables in self._groups():
+            optimizer.minimize(loss, variables, tape=tape)
+        if teacher_loss is not None:
+            self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
+            self._trackers["teacher_loss"].update_state(teacher_loss)
+        self._trackers["loss"].update_state(loss)
+        self._trackers["hard_loss"].update_state(hard)
+        self._trackers["soft_loss"].update_state(soft)
+        return self.compute_metrics(x, y, logits, sample_weight)
+
+    def test_step(self, data):
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        logits = self.student(x, training=False)
+        hard = self.compiled_loss(y, logits, sample_weight)
+        self._trackers["loss"].update_state(hard)
+        self._trackers["hard_loss"].update_state(hard)
+        results = self.compute_metrics(x, y, logits, sample_weight)
+        return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss")}
+
+    def _teacher_loss(self, y, said, logits, sample_weight):
+        loss = self.compiled_loss(y, said[0], sample_weight) + _sum(self.teachers[0].losses)
+        if self.mode.teacher_listens:
+            loss += self.soft_weight * self._mean(self.soft_loss(said[0], logits, self.temperature), sample_weight)
+        return loss
+
+    @staticmethod
+    def _mean(per_example, sample_weight):
+        if sample_weight is not None:
+            per_example *= tf.cast(sample_weight, per_example.dtype)
+        return tf.reduce_mean(per_example)
+
+    def _groups(self):
+        """[(optimizer, its variables)] of the student."""
+        own = (("activation_interval", self.activation_interval_optimizer), ("kernel_interval", self.weight_interval_optimizer))
+        by_optimizer = {}
+        for variable in self.student.trainable_variables:
+            optimizer = next((o for name, o in own if o is not None and name in variable.name), self.optimizer)
+            by_optimizer.setdefault(id(optimizer), (optimizer, []))[1].append(variable)
+        return list(by_optimizer.values())
+
+
+_NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
+
+
+def _sum(terms):
+    return tf.add_n([tf.cast(term, tf.float32) for term in terms]) if terms else 0.0
+
+
+def check_labels(labels, classes):
+    """Raises BadInput for integer labels outside 0..classes-1."""
+    labels = tf.convert_to_tensor(labels)
+    if labels.dtype.is_integer and labels.shape.num_elements() and labels.shape.rank in (1, 2) and (labels.shape.rank == 1 or labels.shape[1] == 1):
+        low, high = int(tf.reduce_min(labels)), int(tf.reduce_max(labels))
+        if low < 0 or high >= classes:
+            raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received {low} to {high}")
+
+
+def _check_teacher(teacher, student):
+    if isinstance(teacher, keras.Model) and not getattr(teacher, "_is_graph_network", False):
+        return  # a subclassed teacher is only called
+    check_functional(teacher, "teacher")
+    _check_logits(teacher, "teacher")
+    ours, theirs = student.output_shape[-1], teacher.output_shape[-1]
+    if ours != theirs:
+        raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
+
+
+def _check_logits(model, argument):
+    last = model.outputs[0].node.layer
+    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
+        raise BadInput(f"{argument}: expected logits, received probabilities: {last.name!r} ends in softmax; give the layer activation=None")

@@ -1,0 +1,149 @@
+"""The run directory: its flags, its metrics, its checkpoints, its models; everything written aside and renamed."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd.errors import BadInput
+from kerakd.wrapper import quantize_scope
+
+KEEP = 2  # checkpoints a stage
+
+
+def write_aside(path, write):
+    """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was."""
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    write(aside)
+    os.replace(aside, path)
+
+
+class RunDirectory:
+    """A run directory.
+
+    flags.cfg       the configuration, to run it again
+    metrics.jsonl   one line per stage and epoch; the same for the same flags
+    models/         teacher, float, and each student, as .keras
+    results.json    accuracies at the end; its presence says that the run is complete
+    curves.png      the learning curves
+    checkpoints/    of the stage under way
+    """
+
+    def __init__(self, path):
+        self.path = pathlib.Path(path)
+
+    @property
+    def complete(self):
+        return (self.path / "results.json").exists()
+
+    def claim(self, text, resume, overwrite):
+        """Makes the directory ready to train in, with `text` as its flags.
+
+        Raises: BadInput if it holds a run and neither `resume` nor `overwrite` is given, if the run to resume has other
+        flags, or if it can't be written.
+        """
+        flags = self.path / "flags.cfg"
+        if resume and overwrite:
+            raise BadInput("--resume, --overwrite: expected at most one, received both")
+        if self.path.exists() and not self.path.is_dir():
+            raise BadInput(f"--workdir: expected a directory, received the file {self.path}")
+        if flags.exists() and not resume and not overwrite:
+            raise BadInput(f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew")
+        if self.path.is_dir() and any(self.path.iterdir()) and not flags.exists():
+            raise BadInput(f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another")
+        if resume and not flags.exists():
+            raise BadInput(f"--resume: expected a run in {self.path}, received none; leave --resume away to start one")
+        if resume and flags.read_text() != text:
+            changed = set(flags.read_text().splitlines()) ^ set(text.splitlines())
+            raise BadInput(f"--resume: expected the flags of the run in {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir")
+        try:
+            if overwrite and self.path.exists():
+                shutil.rmtree(self.path)
+            (self.path / "models").mkdir(parents=True, exist_ok=True)
+            write_aside(flags, lambda aside: aside.write_text(text))
+        except OSError as error:
+            raise BadInput(f"--workdir: expected a directory that can be written, received {self.path} ({error.strerror})") from error
+
+    def _stage_metrics(self):
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def metrics(self):
+        """[{"stage", "epoch", ...}] in the order of training."""
+        return self._stage_metrics()
+
+    def keep_metrics(self, stage, epochs):
+        """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know."""
+        kept = [row for row in self._stage_metrics() if row["stage"] != stage or row["epoch"] < epochs]
+        if self._stage_metrics() != kept:
+            write_aside(self.path / "metrics.jsonl", lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in kept)))
+
+    def add_metrics(self, stage, epoch, values):
+        row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in sorted(values.items())}}
+        with open(self.path / "metrics.jsonl", "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def model_path(self, name):
+        return self.path / "models" / f"{name}.keras"
+
+    def has_model(self, name):
+        return self.model_path(name).exists()
+
+    def save_model(self, name, model):
+        write_aside(self.model_path(name), lambda aside: model.save(aside))
+
+    def load_model(self, name):
+        """Raises: BadInput if the run has no such model."""
+        if not self.has_model(name):
+            raise BadInput(f"--run: expected {self.model_path(name)}, received none; is the run complete?")
+        return load_model(self.model_path(name))
+
+    def results(self):
+        """Raises: BadInput if the run is not complete."""
+        if not self.complete:
+            raise BadInput(f"--run: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume")
+        return json.loads((self.path / "results.json").read_text())
+
+    def save_results(self, results):
+        write_aside(self.path / "results.json", lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
+
+    def checkpoint(self, stage, epoch, objects):
+        """Writes `objects` (name: trackable) after `epoch` epochs of `stage`; the last two are kept."""
+        folder = self.path / "checkpoints" / stage
+        folder.mkdir(parents=True, exist_ok=True)
+        aside, final = folder / f".partial-{epoch}", folder / f"{epoch:06d}"
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        tf.train.Checkpoint(**objects).write(str(aside / "state"))
+        shutil.rmtree(final, ignore_errors=True)
+        os.rename(aside, final)
+        for old in sorted(folder.glob("[0-9]*"))[:-KEEP]:
+            shutil.rmtree(old)
+
+    def restore(self, stage, objects):
+        """Restores the newest checkpoint of `stage`; returns its epochs, 0 if there is none. One that can't be read is named and passed over."""
+        for folder in sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True):
+            try:
+                tf.train.Checkpoint(**objects).read(str(folder / "state")).assert_existing_objects_matched()
+                return int(folder.name)
+            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})")
+        return 0
+
+    def drop_checkpoints(self, stage):
+        shutil.rmtree(self.path / "checkpoints" / stage, ignore_errors=True)
+
+
+def load_model(path):
+    """A .keras or .h5 file as a tf_keras model, in safe mode. Raises: BadInput for a file that is missing or is no such model."""
+    if not pathlib.Path(path).is_file():
+        raise BadInput(f"model: expected a .keras or .h5 file, received {path}, which is not there")
+    try:
+        with quantize_scope():
+            return keras.models.load_model(path, compile=False, safe_mode=True)
+    except (ValueError, OSError, TypeError, KeyError) as error:
+        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({str(error).splitlines()[0][:200]})") from error

@@ -1,0 +1,218 @@
+"""The program that trains: teacher, float student, quantized students, one after the other, in a run directory.
+
+    python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits
+"""
+
+import dataclasses
+import sys
+
+from kerakd import quiet  # isort: skip  (first: it keeps TensorFlow quiet)
+
+with quiet.native_chatter_off():
+    import tensorflow as tf
+    import tf_keras as keras
+
+    from kerakd import config as config_module
+    from kerakd import data, evaluate, models, optimizers, report
+    from kerakd.distiller import MODES, Distiller
+    from kerakd.errors import BadInput
+    from kerakd.progress import Progress
+    from kerakd.rundir import RunDirectory, load_model
+    from kerakd.scheme import calibrate, quantize
+
+
+@dataclasses.dataclass
+class Stage:
+    """One network on its way: its name in the run, what the person reads, the phases, and how to make its networks.
+
+    make() -> (student, teacher or None), fresh for the seed.
+    """
+
+    name: str
+    title: str
+    phases: list
+    seed: int
+    make: object
+
+
+class Training:
+    """A run: the configuration, its data and its directory."""
+
+    def __init__(self, config, directory):
+        self.config, self.directory = config, directory
+        self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.image_size)
+        self.shape = self.train.image_shape(config.image_size)
+        self.testing = data.testing(self.test, size=self.shape[:2]).cache()
+        if config.batch_size > self.train.count:
+            raise BadInput(f"--batch_size: expected at most {self.train.count}, the size of {self.train.name}, received {config.batch_size}")
+        self.steps = self.train.count // config.batch_size
+
+    def build(self, name, width):
+        return models.build(name, self.shape, self.train.classes, width)
+
+    def stages(self):
+        """The stages that the configuration asks for, in order."""
+        c = self.config
+        found = []
+        if c.teacher and not c.teacher_weights and c.teacher_epochs:
+            found.append(Stage("teacher", "teacher", [("alone", c.epochs(c.teacher_epochs))], c.seed, lambda: (self.build(c.teacher, c.teacher_width), None)))
+        if c.float_epochs:
+            found.append(Stage("float", "float student", [("alone", c.epochs(c.float_epochs))], c.seed, lambda: (self.build(c.student, c.student_width), None)))
+        total = sum(epochs for _, epochs in c.phases())
+        for seed in range(c.seed, c.seed + c.seeds):
+            if c.compare:
+                found.append(Stage(f"alone_{seed}", f"student alone, seed {seed}", [("alone", total)], seed, lambda: (self.student(), None)))
+            found.append(Stage(f"taught_{seed}", f"student taught, seed {seed}", c.phases(), seed, lambda: (self.student(), self.teacher())))
+        return found
+
+    def student(self):
+        """A fresh quantized student with calibrated intervals."""
+        net = self.build(self.config.student, self.config.student_width)
+        if self.config.start == "float":
+            net.set_weights(self.directory.load_model("float").get_weights())
+        student = quantize(net, self.config.scheme())
+        batch = min(self.config.calibration_images, self.train.count)
+        views = data.training(self.train, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
+        calibrate(student, next(iter(views))[0], self.config.calibration)
+        return student
+
+    def teacher(self):
+        """The trained teacher, or a fresh one where it learns from scratch beside the student; None without one."""
+        if not self.config.teacher:
+            return None
+        if self.config.teacher_weights:
+            teacher = load_model(self.config.teacher_weights)
+            if teacher.output_shape[-1] != self.train.classes:
+                raise BadInput(f"--teacher_weights: expected {self.train.classes} classes, as {self.train.name} has, received {teacher.output_shape[-1]}")
+            return teacher
+        if self.directory.has_model("teacher"):
+            return self.directory.load_model("teacher")
+        return self.build(self.config.teacher, self.config.teacher_width)
+
+    def optimizer(self, rate, total, variables):
+        c = self.config
+        warmup = round(c.warmup_epochs * self.steps)
+        return optimizers.build(c.optimizer, rate, total * self.steps, variables, min(warmup, total * self.steps - 1), c.weight_decay, c.clip_norm)
+
+    def compile(self, distiller, teacher, total):
+        """Gives the distiller its optimizers, each built for its variables; returns those, for the checkpoint."""
+        c = self.config
+        rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
+        groups = {"optimizer": []}
+        for variable in distiller.student.trainable_variables:
+            kind = next((k for k, rate in rates.items() if rate is not None and k in variable.name), "optimizer")
+            groups.setdefault(kind, []).append(variable)
+        made = {kind: self.optimizer(rates.get(kind) or c.learning_rate, total, variables) for kind, variables in groups.items()}
+        if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in c.phases()):
+            made["teacher_optimizer"] = self.optimizer(c.learning_rate, total, teacher.trainable_variables)
+        distiller.compile(
+            made["optimizer"],
+            metrics=["accuracy"],
+            teacher_optimizer=made.get("teacher_optimizer"),
+            weight_interval_optimizer=made.get("kernel_interval"),
+            activation_interval_optimizer=made.get("activation_interval"),
+        )
+        return made
+
+    def train_stage(self, stage):
+        """Trains one stage, from its newest checkpoint if there is one, and saves its student."""
+        c = self.config
+        keras.utils.set_random_seed(stage.seed)
+        student, teacher = stage.make()
+        quantized = stage.name not in ("teacher", "float")
+        total = sum(epochs for _, epochs in stage.phases)
+        distiller = Distiller(
+            student=student,
+            teacher=teacher,
+            mode=stage.phases[0][0],
+            temperature=c.temperature,
+            soft_loss=c.soft_loss,
+            **({"hard_weight": c.hard_weight, "soft_weight": c.soft_weight} if teacher is not None else {}),
+        )
+        objects = {"student": student, **self.compile(distiller, teacher, total)}
+        if teacher is not None:
+            objects["teacher"] = teacher
+        done = self.directory.restore(stage.name, objects)
+        self.directory.keep_metrics(stage.name, done)
+        if quantized and not done and c.start == "float":
+            print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training")
+        ended = 0
+        for mode, epochs in stage.phases:
+            first, ended = max(done, ended), ended + epochs
+            if first < ended:
+                distiller.enter(mode)
+                self.fit(distiller, stage, objects, first, ended, total)
+        self.directory.save_model(stage.name, student)
+        if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in stage.phases):
+            self.directory.save_model(f"{stage.name}_teacher", teacher)
+        self.directory.drop_checkpoints(stage.name)
+
+    def fit(self, distiller, stage, objects, first, ended, total):
+        c = self.config
+        views = data.training(self.train, view=c.view, size=self.shape[:2], batch_size=c.batch_size, seed=stage.seed, epochs=ended, first_epoch=first)
+        progress = Progress(stage.title, self.steps, c.batch_size)
+        progress.first = first
+        keep = Keep(self.directory, stage.name, objects, last=total)
+        distiller.fit(views, validation_data=self.testing, initial_epoch=first, epochs=ended, steps_per_epoch=self.steps, verbose=0, callbacks=[keep, progress])
+
+    def accuracy(self, model):
+        images, labels = data.arrays(self.testing)
+        return evaluate.accuracy(model, images, labels)
+
+    def run(self):
+        """Trains what is not trained yet; returns {stage: test accuracy}."""
+        stages = self.stages()
+        for stage in stages:
+            if not self.directory.has_model(stage.name):
+                self.train_stage(stage)
+        results = {stage.name: self.accuracy(self.directory.load_model(stage.name)) for stage in stages}
+        if self.config.teacher_weights:
+            results = {"teacher": self.accuracy(self.teacher()), **results}
+        report.curves(self.directory.metrics(), self.directory.path / "curves.png")
+        self.directory.save_results(results)
+        return results
+
+
+class Keep(keras.callbacks.Callback):
+    """After each epoch: a line of metrics, then a checkpoint, at most one a second and one at the end of a phase."""
+
+    def __init__(self, directory, stage, objects, last):
+        super().__init__()
+        self.directory, self.stage, self.objects, self.last = directory, stage, objects, last
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.directory.add_metrics(self.stage, epoch, logs)
+        if epoch + 1 < self.last:  # after the last epoch the model itself is saved
+            self.directory.checkpoint(self.stage, epoch + 1, self.objects)
+
+
+def table(results):
+    """The lines that end a run: test accuracy of each kind of network, students as mean over seeds."""
+    rows = []
+    for kind, title in (("teacher", "teacher"), ("float", "float student"), ("alone", "quantized student, alone"), ("taught", "quantized student, taught")):
+        found = [accuracy for name, accuracy in results.items() if name.split("_")[0] == kind]
+        if found:
+            spread = f"  (mean of {len(found)} seeds, {min(found):.4f} to {max(found):.4f})" if len(found) > 1 else ""
+            rows.append(f"  {title:28}{sum(found) / len(found):.4f}{spread}")
+    return "\n".join(["test accuracy", *rows])
+
+
+def main():
+    extra = (
+        ("workdir", "", "the run directory, new or empty"),
+        ("resume", False, "go on with the run in --workdir"),
+        ("overwrite", False, "delete the run in --workdir and start anew"),
+    )
+    config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=extra)
+    if not where["workdir"]:
+        raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
+    tf.config.experimental.enable_op_determinism()
+    directory = RunDirectory(where["workdir"])
+    training = Training(config, directory)
+    directory.claim(config.text(), where["resume"], where["overwrite"])
+    print(table(training.run()))
+    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg)\nnext: python -m export.tflite --run={directory.path}")
+
+
+if __name__ == "__main__":
+    config_module.program(main)
