@@ -1,0 +1,40 @@
+"""kerakd: ternary and 2..8-bit Keras image classifiers, trained under a teacher, shipped as exact TFLite.
+
+The names below are loaded on first use: importing kerakd loads no TensorFlow and defines no flag.
+"""
+
+import importlib
+
+_HOME = {
+    "BadInput": "errors",
+    "Scheme": "scheme",
+    "quantize": "scheme",
+    "calibrate": "scheme",
+    "Ternary": "quantizers",
+    "KBit": "quantizers",
+    "Interval": "quantizers",
+    "Pact": "quantizers",
+    "DoReFa": "quantizers",
+    "quantize_scope": "wrapper",
+    "Distiller": "distiller",
+    "to_tflite": "tflite",
+    "unpack": "tflite",
+    "verify": "tflite",
+    "Proof": "tflite",
+}
+_MODULES = ("data", "losses", "models")
+
+__all__ = [*_HOME, *_MODULES]
+__version__ = "0.1.0"
+
+
+def __getattr__(name):
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kerakd.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"kerakd.{name}")
+    raise AttributeError(f"module 'kerakd' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted(__all__)

@@ -109,6 +109,10 @@ class Config:
             overrides[pattern] = scheme.Scheme(quantizers.parse(weights), quantizers.parse(activations))
         return scheme.Scheme(quantizers.parse(self.weights), quantizers.parse(self.activations), self.first or None, self.last or None, overrides)
 
+    def exports(self):
+        """Whether the student can become an integer file: every quantizer is there."""
+        return all((self.activations != "float", self.weights != "float", self.first, self.last)) and not any("float" in rule for rule in self.override)
+
     def text(self):
         """The flag file of this configuration: what differs from the defaults, a line each."""
         lines = []

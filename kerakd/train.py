@@ -19,6 +19,7 @@ with quiet.native_chatter_off():
     from kerakd.progress import Progress
     from kerakd.rundir import RunDirectory, load_model
     from kerakd.scheme import calibrate, quantize
+    from kerakd.tflite import settle
 
 
 @dataclasses.dataclass
@@ -142,7 +143,7 @@ class Training:
             if first < ended:
                 distiller.enter(mode)
                 self.fit(distiller, stage, objects, first, ended, total)
-        self.directory.save_model(stage.name, student)
+        self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
         if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in stage.phases):
             self.directory.save_model(f"{stage.name}_teacher", teacher)
         self.directory.drop_checkpoints(stage.name)

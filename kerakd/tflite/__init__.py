@@ -3,6 +3,6 @@
 from kerakd.tflite.convert import to_tflite
 from kerakd.tflite.flatfile import unpack
 from kerakd.tflite.proof import Proof, verify
-from kerakd.tflite.snap import snap
+from kerakd.tflite.reference import settle, snap
 
-__all__ = ["Proof", "snap", "to_tflite", "unpack", "verify"]
+__all__ = ["Proof", "settle", "snap", "to_tflite", "unpack", "verify"]

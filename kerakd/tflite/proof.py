@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from kerakd.errors import BadInput
-from kerakd.tflite import flatfile, runtime, snap
+from kerakd.tflite import flatfile, reference, runtime
 from kerakd.tflite.fold import fold
 
 
@@ -67,28 +67,28 @@ def verify(model, data, images):
     Raises: BadInput for a file that is not TFLite, images of another shape, a model that is not a calibrated student.
     """
     images = np.asarray(images, np.float32)
-    expected = tuple(model.inputs[0].shape[1:])
-    if images.ndim != len(expected) + 1 or tuple(images.shape[1:]) != expected or not len(images):
-        raise BadInput(f"images: expected at least one of shape {expected}, received an array of shape {tuple(images.shape)}")
+    shape = tuple(model.inputs[0].shape[1:])
+    if images.ndim != len(shape) + 1 or tuple(images.shape[1:]) != shape or not len(images):
+        raise BadInput(f"images: expected at least one of shape {shape}, received an array of shape {tuple(images.shape)}")
     folded, found = _closest_fold(model, data)
-    reference = snap.logits(snap.snap(model, folded), images)
+    expected = reference.logits(reference.snap(model, folded), images)
     trained = model.predict(images, verbose=0)
     logits = runtime.run(data, images)
     step = _output_step(model, folded)
-    apart = np.abs(np.rint(logits / step) - np.rint(reference / step))
+    apart = np.abs(np.rint(logits / step) - np.rint(expected / step))
     census = flatfile.census(data)
     return Proof(
         codes_equal=float(np.average([m.codes_equal for m in found], weights=[folded.linears[m.name].codes.size for m in found])),
         logits_equal=float(np.mean(apart == 0)),
-        top1_equal=float(np.mean(logits.argmax(-1) == reference.argmax(-1))),
+        top1_equal=float(np.mean(logits.argmax(-1) == expected.argmax(-1))),
         max_steps=int(apart.max()),
         float_tensors=census["float_tensors"],
         not_delegated=runtime.not_delegated(data),
         container="int4" if "INT4" in census["weights"] else "int8",
         logits=apart.size,
         images=len(images),
-        moved_steps=float(np.abs(trained - reference).max() / step),
-        moved_top1=float(np.mean(trained.argmax(-1) == reference.argmax(-1))),
+        moved_steps=float(np.abs(trained - expected).max() / step),
+        moved_top1=float(np.mean(trained.argmax(-1) == expected.argmax(-1))),
         dead_channels=sum(len(linear.dead) for linear in folded.linears.values()),
     )
 

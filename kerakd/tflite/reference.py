@@ -1,4 +1,4 @@
-"""The snapped copy: a Keras model in float64 whose every code is the one that the integer file computes."""
+"""The student as its integer file has it: a float64 Keras copy that computes the file's codes, and a student settled on them."""
 
 import numpy as np
 import tf_keras as keras
@@ -45,6 +45,52 @@ def snap(model, folded=None):
     for clone, values in weights.values():
         clone.set_weights(values)
     return snapped
+
+
+def settle(model):
+    """A copy of a student whose own variables are those of its int8 file: the last step of a training.
+
+    Activation intervals take the file's steps, gamma and beta of each folded BatchNorm, or a layer's own bias, its
+    multipliers and biases. What is left between the copy's float32 answers and the file is float32's own noise. A layer
+    without such variables is left as it is.
+
+    Args:
+        model: a calibrated student; it is not touched.
+    Returns: a student of the same structure.
+    """
+    folded = fold(model)
+    settled = keras.models.clone_model(model)
+    settled.set_weights(model.get_weights())
+    by_name = {layer.name: layer for layer in settled.layers}
+    for name, grid in folded.grids.items():
+        variables = by_name[name].quantizer_variables
+        if variables:
+            variables["interval"].assign(grid.step * by_name[name].quantizer.levels()[1])
+    for call in graph.calls(settled):
+        if isinstance(call.layer, QuantizedLayer):
+            _settle_linear(call, folded)
+    return settled
+
+
+def _settle_linear(call, folded):
+    linear, wrapper = folded.linears[call.layer.name], call.layer
+    bias = linear.bias * linear.unit
+    norm = call.sole_reader.layer if call.sole_reader and call.sole_reader.layer.name in folded.absorbed else None
+    if norm is None:
+        if wrapper.layer.use_bias:
+            wrapper.layer.bias.assign(bias)
+        return
+    ((kernel, quantizer, variables),) = wrapper.kernels
+    step = quantizer.step(keras.backend.constant(kernel), variables).numpy().astype(np.float64)
+    deviation = np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
+    own = wrapper.layer.bias.numpy().astype(np.float64) if wrapper.layer.use_bias else 0.0
+    sign = np.where(norm.gamma.numpy() < 0, -1, 1) if norm.scale else 1
+    gain = sign * linear.unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
+    gain[linear.dead] = 0
+    if norm.scale:
+        norm.gamma.assign(gain * deviation)
+    if norm.center:
+        norm.beta.assign(bias + (norm.moving_mean.numpy() - own) * (gain if norm.scale else 1 / deviation))
 
 
 def _scaled(codes, scale):

@@ -1,0 +1,1 @@
+"""The application: a run directory -> .tflite files, a card, a table."""

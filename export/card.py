@@ -1,0 +1,44 @@
+"""The card that goes with a file: what it is, what was proved, and the numbers, as JSON and as Markdown."""
+
+import dataclasses
+import io
+import json
+import zipfile
+from importlib import metadata
+
+PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+
+
+def zipped(data):
+    """Bytes of `data` in a zip archive."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        archive.writestr("model.tflite", data)
+    return len(buffer.getvalue())
+
+
+def versions():
+    """{package: version} of what made the file."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def as_json(card):
+    return json.dumps(card, indent=1) + "\n"
+
+
+def as_markdown(card):
+    """The card for a reader."""
+    lines = [f"# {card['run']}", "", "```", card["config"].strip(), "```", "", "| network | test accuracy | bytes | zipped | ms an image |", "|---|---|---|---|---|"]
+    lines += [f"| {row['network']} | {row['accuracy']:.4f} | {row['bytes']} | {row['zipped']} | {row['ms']:.3f} |" for row in card["table"]]
+    lines += ["", "## Proof", ""]
+    lines += [f"* {proof['text']}" for proof in card["proofs"].values()]
+    for container, census in card["census"].items():
+        kernels = ", ".join(f"{count} {kind}" for kind, count in census["weights"].items())
+        operators = ", ".join(f"{count} {name}" for name, count in census["operators"].items())
+        lines += ["", f"## Census of the {container} container", "", f"* kernels: {kernels}", f"* operators: {operators}", f"* float tensors inside: {len(census['float_tensors'])}"]
+    lines += ["", "## Made with", "", *(f"* {name} {version}" for name, version in card["versions"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def proof_as_dict(proof):
+    return {**dataclasses.asdict(proof), "text": str(proof)}
