@@ -1,4 +1,4 @@
-"""Imported first by every program: TensorFlow's start-up chatter off, Keras 2 on."""
+"""Imported first by every program: TensorFlow's chatter off, and `tf.keras` is Keras 2, which keras_cv asks for."""
 
 import contextlib
 import os

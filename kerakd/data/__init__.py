@@ -101,7 +101,7 @@ def _prepare(builder, name):
 
 def _unreachable_host(builder):
     """The first host of the dataset's files that has no address, or None: TFDS itself would retry for minutes."""
-    for host in {urllib.parse.urlsplit(url).hostname for url in builder.url_infos} - {None}:
+    for host in {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()} - {None}:
         try:
             socket.getaddrinfo(host, 443)
         except OSError:

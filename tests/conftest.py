@@ -1,0 +1,56 @@
+"""What several test files share: TensorFlow kept quiet, the programs as processes, one small complete run."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import kerakd.quiet  # noqa: F401  (before any test imports TensorFlow)
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+SMALL_RUN = (
+    "--dataset=digits",
+    "--teacher=resnet8",
+    "--teacher_width=0.5",
+    "--teacher_epochs=3",
+    "--student=resnet8",
+    "--student_width=0.25",
+    "--float_epochs=2",
+    "--phase=alone:2",
+    "--phase=co_study:2",
+    "--phase=trained_teacher:2",
+    "--compare",
+    "--learning_rate=0.005",
+)
+
+
+def start(module, *arguments, cwd=ROOT):
+    """A program as a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def run_program(module, *arguments, cwd=ROOT):
+    """(exit status, stdout, stderr) of a program that is waited for."""
+    process = start(module, *arguments, cwd=cwd)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """Where this session's TFDS datasets are prepared."""
+    return tmp_path_factory.mktemp("tfds")
+
+
+@pytest.fixture(scope="session")
+def complete_run(tmp_path_factory, data_dir):
+    """The directory of a run of SMALL_RUN that nothing interrupted; its path has a space and an umlaut."""
+    directory = tmp_path_factory.mktemp("runs") / "ein Läufer"
+    status, out, err = run_program("kerakd.train", *SMALL_RUN, f"--data_dir={data_dir}", f"--workdir={directory}")
+    assert status == 0, out + err
+    (directory / "stdout.txt").write_text(out)
+    (directory / "stderr.txt").write_text(err)
+    return directory

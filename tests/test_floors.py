@@ -1,0 +1,50 @@
+"""Imports go down only: each module of kerakd imports from its own floor or from below, and export imports kerakd, never the reverse."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FLOORS = [
+    {"errors", "quiet"},
+    {"graph", "augment", "quantizers", "losses", "optimizers", "models", "data"},
+    {"wrapper", "scheme", "distiller"},
+    {"config", "rundir", "tflite"},
+    {"train", "evaluate", "report", "progress"},
+]
+FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
+FILES = sorted(path for path in (ROOT / "kerakd").rglob("*.py") if path.parent != ROOT / "kerakd" or path.name != "__init__.py")
+
+
+def room(path):
+    """The module or package of kerakd that a file belongs to."""
+    return path.relative_to(ROOT / "kerakd").parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_go_down(path):
+    below = {name.split(".")[1] for name in imported(path) if name.startswith("kerakd.")} & FLOOR.keys()
+    assert {name for name in below if FLOOR[name] > FLOOR[room(path)]} == set()
+
+
+def test_every_module_has_a_floor():
+    assert {room(path) for path in FILES} == set(FLOOR)
+
+
+def test_the_library_does_not_know_the_application():
+    assert not [path for path in (ROOT / "kerakd").rglob("*.py") for name in imported(path) if name.split(".")[0] == "export"]
+
+
+def test_the_program_that_trains_is_imported_by_nobody():
+    users = [path for path in FILES if "kerakd.train" in set(imported(path))]
+    assert users == []
