@@ -7,7 +7,7 @@ import dataclasses
 import pathlib
 import sys
 
-from kerakd import quiet  # isort: skip  (first: it keeps TensorFlow quiet)
+from kerakd import quiet  # first: it keeps TensorFlow quiet
 
 with quiet.native_chatter_off():
     import numpy as np

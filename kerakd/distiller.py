@@ -121,13 +121,19 @@ class Distiller(keras.Model):
         return self.student(inputs, training=training)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.fit`. Raises: BadInput for a student without calibrated intervals, or label arrays outside the classes."""
+        """As `keras.Model.fit`. Raises: BadInput for a student without calibrated intervals, or labels outside the classes."""
         missing = uncalibrated(self.student)
         if missing:
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        return super().fit(x, y, *args, **kwargs)
+        try:
+            return super().fit(x, y, *args, **kwargs)
+        except tf.errors.InvalidArgumentError as error:  # labels of a dataset are seen only as they come
+            if "outside the valid range" not in error.message:
+                raise
+            classes = self.student.output_shape[-1]
+            raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received others in the dataset") from error
 
     @property
     def metrics(self):

@@ -10,7 +10,7 @@ from kerakd.errors import BadInput
 
 def check_functional(model, argument="model"):
     """Raises BadInput unless `model` is a built tf_keras functional or Sequential model."""
-    if type(model).__module__.startswith(("keras.", "keras.src.")):
+    if any(cls.__module__.startswith("keras.") for cls in type(model).__mro__):
         raise BadInput(
             f"{argument}: expected a tf_keras (Keras 2) model, received a Keras 3 one ({type(model).__name__}); build it with "
             "`import tf_keras as keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"

@@ -6,7 +6,7 @@
 import dataclasses
 import sys
 
-from kerakd import quiet  # isort: skip  (first: it keeps TensorFlow quiet)
+from kerakd import quiet  # first: it keeps TensorFlow quiet
 
 with quiet.native_chatter_off():
     import tensorflow as tf
@@ -18,7 +18,7 @@ with quiet.native_chatter_off():
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
     from kerakd.rundir import RunDirectory, load_model
-    from kerakd.scheme import calibrate, quantize
+    from kerakd.scheme import calibrate, plan, quantize
     from kerakd.tflite import settle
 
 
@@ -47,6 +47,9 @@ class Training:
         if config.batch_size > self.train.count:
             raise BadInput(f"--batch_size: expected at most {self.train.count}, the size of {self.train.name}, received {config.batch_size}")
         self.steps = self.train.count // config.batch_size
+        plan(self.build(config.student, config.student_width), config.scheme())  # what would fail in an hour fails now
+        if config.teacher_weights:
+            self.teacher()
 
     def build(self, name, width):
         return models.build(name, self.shape, self.train.classes, width)

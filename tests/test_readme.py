@@ -1,0 +1,50 @@
+"""README's Python runs as it stands, and its commands are the Makefile's."""
+
+import re
+import subprocess
+import sys
+
+from conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def test_the_python_block_runs(tmp_path):
+    (code,) = blocks("python")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONPATH": str(ROOT), "HOME": str(tmp_path), "TF_CPP_MIN_LOG_LEVEL": "3", "PATH": ""}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "logits of 256 images equal (100.00%)" in done.stdout
+
+
+def test_the_two_commands_come_first_and_the_makefile_has_them():
+    first = re.search(r"```(?:sh)?\n(.*?)```", README, re.S).group(1)
+    commands = [line.split("#")[0].strip() for line in first.splitlines() if line.strip()]
+    assert commands == ["make demo", "make test"]
+    makefile = (ROOT / "Makefile").read_text()
+    assert "\ndemo:" in makefile and "\ntest:" in makefile
+
+
+def test_the_demo_is_nothing_but_the_ordinary_command_lines():
+    recipe = re.search(r"\ndemo: env\n((?:\t.*\n)+)", (ROOT / "Makefile").read_text()).group(1)
+    lines = [line.strip().replace("$(RUN)", "python") for line in recipe.splitlines()]
+    assert lines == [
+        "rm -rf runs/digits",
+        "python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits",
+        "python -m export.tflite --run=runs/digits",
+    ]
+
+
+def test_ci_calls_the_readmes_test_command():
+    assert "make test" in (ROOT / ".ci" / "run").read_text()
+
+
+def test_no_path_of_one_machine_and_no_host_of_a_registry_in_what_is_shipped():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    for name in tracked:
+        if name.endswith((".py", ".md", ".cfg", ".toml", ".txt")) and name != "tests/test_readme.py":
+            text = (ROOT / name).read_text()
+            assert not re.search(r"(?<![\w.])/(work|root|tmp/exp)/", text), name
