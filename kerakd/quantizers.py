@@ -13,6 +13,7 @@ from tensorflow_model_optimization.quantization.keras.quantizers import Quantize
 
 from kerakd.errors import BadInput
 
+EDGE = 1 + 1e-6  # x = I itself is inside, whatever float32 makes of x / step
 SMALLEST = 1e-8  # of an interval or a scale: keeps every division finite and a learned interval positive
 
 
@@ -21,7 +22,7 @@ def _sum_to(x, shape):
     return tf.reduce_sum(x) if shape.rank == 0 else tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
 
 
-def uniform(x, step, low, high):
+def uniform(x, step, low, high, inverse=None):
     """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
 
     Forward:   y = step * round(clip(x / step, low, high)), halves to even.
@@ -36,17 +37,18 @@ def uniform(x, step, low, high):
         x: [..., C].
         step: positive, () or [C].
         low, high: integers, the grid's ends.
+        inverse: of a fixed step, where 1/step in float32 is not it.
     Returns: [..., C].
     """
 
     @tf.custom_gradient
     def forward(x, step):
-        ratio = x * tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype)
+        ratio = x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse))
         codes = tf.round(tf.clip_by_value(tf.cast(ratio, tf.float32), float(low), float(high)))
         y = tf.cast(codes, x.dtype) * step
 
         def gradient(dy):
-            dx = dy * tf.cast((ratio >= low) & (ratio <= high), dy.dtype)
+            dx = dy * tf.cast((ratio >= low * EDGE) & (ratio <= high * EDGE), dy.dtype)
             # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
             return dx, (_sum_to(dy * y, step.shape) - _sum_to(dx * x, step.shape)) / step
 
@@ -55,9 +57,10 @@ def uniform(x, step, low, high):
     return forward(x, step)
 
 
+@tf.custom_gradient
 def positive(value):
     """max(value, SMALLEST), with the gradient of the identity: an interval pushed below zero finds its way back. Keeps NaN."""
-    return value + tf.stop_gradient(tf.maximum(value, SMALLEST) - value)
+    return tf.where(value < SMALLEST, tf.constant(SMALLEST, value.dtype), value), lambda gradient: gradient
 
 
 def straight_through(x, y):
@@ -171,9 +174,6 @@ class GridQuantizer(Quantizer):
     def get_config(self):
         return dataclasses.asdict(self)
 
-    def __hash__(self):
-        return hash((type(self), tuple(sorted(self.get_config().items()))))
-
 
 def _add_interval(layer, name, shape):
     # NaN until it is calibrated: an interval that nobody set must not pass for one
@@ -271,7 +271,7 @@ class KBit(GridQuantizer):
         return tf.constant(1.0 / self.levels()[1], x.dtype)
 
     def quantize(self, x, variables):
-        return uniform(x, self.step(x, variables), *self.levels())
+        return uniform(x, self.step(x, variables), *self.levels(), inverse=self.levels()[1])
 
 
 @dataclasses.dataclass(frozen=True, eq=True)
@@ -409,7 +409,7 @@ class DoReFa(GridQuantizer):
     def quantize(self, x, variables):
         n = self.levels()[1]
         if not self.signed:
-            return uniform(x, self.step(x, variables), 0, n)
+            return uniform(x, self.step(x, variables), 0, n, inverse=n)
         squeezed = tf.tanh(x)
         unit = squeezed / (2 * tf.maximum(tf.reduce_max(tf.abs(squeezed)), SMALLEST)) + 0.5
         return (2 * straight_through(unit * n, tf.round(unit * n)) - n) * self.step(x, variables)
@@ -443,13 +443,15 @@ def parse(text):
     if text == "float":
         return None
     head, *options = text.split(",")
-    name, _, bits = head.partition(":")
+    name, colon, bits = head.partition(":")
     if name not in BY_NAME:
         raise BadInput(f'quantizer: expected float or one of {", ".join(BY_NAME)}, with ":BITS" where it has a width, received {text!r}')
     kwargs = dict(option.partition("=")[::2] for option in options)
-    if bits:
-        if not bits.isdigit():
+    if colon:
+        if not (bits.isascii() and bits.isdigit()):
             raise BadInput(f"quantizer: expected a whole number of bits after {name}:, received {bits!r}")
+        if "bits" in kwargs:
+            raise BadInput(f"quantizer: expected the bits once, received {text!r}")
         kwargs["bits"] = int(bits)
     fields = {f.name: f for f in dataclasses.fields(BY_NAME[name]) if f.name not in ("signed", "narrow")}
     for key in kwargs.keys() - fields.keys():

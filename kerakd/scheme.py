@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from kerakd import graph
@@ -209,18 +210,19 @@ def calibrate(model, images, rule="max"):
 
     Args:
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
-        images: [n, ...], as the model takes them; a few hundred will do.
+        images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
             "mse" the I with the least squared error of quantizing x.
     Raises: BadInput for another rule, for images with NaN or infinity.
     """
     if rule not in RULES:
         raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
-    images = tf.convert_to_tensor(images)
-    if not images.dtype.is_floating:
-        raise BadInput(f"images: expected float images as the model takes them, received {images.dtype.name}; cast and scale them first")
-    if not bool(tf.reduce_all(tf.math.is_finite(images))):
-        raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    images = tf.nest.map_structure(tf.convert_to_tensor, images)
+    for batch in tf.nest.flatten(images):
+        if not batch.dtype.is_floating:
+            raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
+        if not bool(tf.reduce_all(tf.math.is_finite(batch))):
+            raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
     _fit_weight_intervals(model, rule)
 
     def run(layer, args, kwargs):
@@ -229,8 +231,8 @@ def calibrate(model, images, rule="max"):
         elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
             quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
             _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
-        elif type(layer).__name__ == "QuantizeLayer":  # tfmot's own, at the input
-            _fit(layer.quantizer, args[0], layer.quantizer_vars, rule)
+        elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
+            layer(*args, training=True)
         return layer(*args, **kwargs)
 
     graph.walk(model, images, run)

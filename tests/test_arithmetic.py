@@ -1,7 +1,5 @@
 """The NumPy models of XNNPACK's int8 arithmetic against the real LiteRT interpreter, on files of one operator each: zero mismatches."""
 
-import kerakd.quiet  # noqa: F401, I001  (silences TensorFlow, so it comes first)
-
 import flatbuffers
 import numpy as np
 import pytest
@@ -10,7 +8,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 
 from kerakd.tflite import arithmetic
 
-RELU = schema.ActivationFunctionType.RELU
+NONE, RELU, RELU6 = (getattr(schema.ActivationFunctionType, name) for name in ("NONE", "RELU", "RELU6"))
 CODES = np.arange(-128, 128)
 OPTIONS = {
     "CONV_2D": schema.Conv2DOptionsT,
@@ -79,7 +77,12 @@ def fractions(rng, low, high, size=None):
     return np.exp2(rng.uniform(low, high, size)).astype(np.float32)
 
 
-def run_weighted(name, x, kernel, bias, x_q, steps, y_q, activation=0):
+def fused_range(activation, scale, zero):
+    """The lowest and highest code that a fused activation leaves."""
+    return (-128 if activation == NONE else zero), (min(127, zero + round(6 / scale)) if activation == RELU6 else 127)
+
+
+def run_weighted(name, x, kernel, bias, x_q, steps, y_q, activation=NONE):
     """One weighted operator, 1x1 and stride 1; x [n, C_in], kernel [C_out, C_in], or [C] for a depthwise one."""
     one, rows = OneOp(), len(x)
     dense, depthwise = name == "FULLY_CONNECTED", name == "DEPTHWISE_CONV_2D"
@@ -132,17 +135,17 @@ def test_accumulators_next_to_a_tie_show_the_multiplier_to_the_last_bit(name, pe
 
 
 @pytest.mark.parametrize("zero", [-128, -3, 0, 40, 127])
-@pytest.mark.parametrize("activation, top", [(0, 127), (RELU, 127)])
+@pytest.mark.parametrize("activation", [NONE, RELU, RELU6])
 @pytest.mark.parametrize("name", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
-def test_ties_go_to_even_before_the_zero_point_and_codes_are_clamped_after_it(name, activation, top, zero):
+def test_ties_go_to_even_before_the_zero_point_and_codes_are_clamped_after_it(name, activation, zero):
     bias = np.arange(-400, 401)
     count, c_in = len(bias), len(bias) if name == "DEPTHWISE_CONV_2D" else 4
     steps = np.full(count, 0.5, np.float32)  # the multiplier is one half: every odd accumulator is a tie
     kernel = np.ones(count if name == "DEPTHWISE_CONV_2D" else (count, c_in), np.int8)
     y = run_weighted(name, np.zeros((1, c_in), np.int8), kernel, bias, (1.0, 0), steps, (1.0, zero), activation)
-    low = zero if activation == RELU else -128
-    np.testing.assert_array_equal(y[0], arithmetic.requantize_xnnpack(bias, 1.0, steps, 1.0, zero, low, top))
-    np.testing.assert_array_equal(y[0], np.clip([round(int(b) / 2) + zero for b in bias], low, 127))
+    low, high = fused_range(activation, 1.0, zero)
+    np.testing.assert_array_equal(y[0], arithmetic.requantize_xnnpack(bias, 1.0, steps, 1.0, zero, low, high))
+    np.testing.assert_array_equal(y[0], np.clip([round(int(b) / 2) + zero for b in bias], low, high))
 
 
 @pytest.mark.parametrize("name", ["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"])
@@ -173,7 +176,7 @@ def all_pairs():
     return np.repeat(CODES, 256).astype(np.int8), np.tile(CODES, 256).astype(np.int8)
 
 
-def run_add(a, b, a_q, b_q, y_q, activation=0):
+def run_add(a, b, a_q, b_q, y_q, activation=NONE):
     one = OneOp()
     for quantization in (a_q, b_q, y_q):
         one.tensor(a.shape, quantization=quantization)
@@ -193,12 +196,12 @@ ADDED = [
 ]
 
 
-@pytest.mark.parametrize("activation", [0, RELU])
+@pytest.mark.parametrize("activation", [NONE, RELU, RELU6])
 @pytest.mark.parametrize("a_q, b_q, y_q", ADDED)
 def test_add_is_known_for_every_pair_of_codes(a_q, b_q, y_q, activation):
     a, b = all_pairs()
-    low = y_q[1] if activation == RELU else -128
-    np.testing.assert_array_equal(run_add(a, b, a_q, b_q, y_q, activation), arithmetic.add_xnnpack(a, b, a_q, b_q, y_q, low, 127))
+    expected = arithmetic.add_xnnpack(a, b, a_q, b_q, y_q, *fused_range(activation, *y_q))
+    np.testing.assert_array_equal(run_add(a, b, a_q, b_q, y_q, activation), expected)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -244,7 +247,8 @@ def test_floats_are_quantized_by_the_rounded_inverse_of_the_step(seed):
     rng = np.random.default_rng(seed)
     y_q = fractions(rng, -8, 3) if seed % 4 else np.float32(0.25), int(rng.integers(-128, 128))
     halves = (rng.integers(-300, 300, 4096) / 2 * y_q[0]).astype(np.float32)  # ties, their neighbours, and codes past both ends
-    x = np.concatenate([halves, np.nextafter(halves, np.float32(np.inf)), np.nextafter(halves, np.float32(-np.inf)), rng.normal(0, 40 * y_q[0], 4096)])
+    above, below = (np.nextafter(halves, np.float32(end)) for end in (np.inf, -np.inf))
+    x = np.concatenate([halves, above, below, rng.normal(0, 40 * y_q[0], 4096)])
     x = x.astype(np.float32)
     one = OneOp()
     one.tensor(x.shape, "float32")

@@ -1,0 +1,381 @@
+"""Laws of the distiller: who is moved by what, the losses in the history, phases, refusals."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import distiller, losses, scheme
+from kerakd.distiller import MODES, Distiller
+from kerakd.errors import BadInput
+from kerakd.quantizers import Interval
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+X = RNG.normal(size=(16, 6)).astype(np.float32)
+Y = np.arange(16) % 3
+every_mode = pytest.mark.parametrize("mode", MODES)
+
+
+def net(seed, classes=3, decay=0.0, norm=True):
+    """A network with everything that training could move: kernels, biases, BatchNorm statistics, regularizers."""
+    init = keras.initializers.GlorotUniform(seed)
+    x = keras.Input((6,))
+    y = L.Dense(8, kernel_initializer=init, kernel_regularizer=keras.regularizers.L2(decay) if decay else None)(x)
+    y = L.ReLU()(L.BatchNormalization()(y) if norm else y)
+    return keras.Model(x, L.Dense(classes, kernel_initializer=init)(y))
+
+
+def taught(mode="trained_teacher", student=None, teacher=None, optimizer=None, **kwargs):
+    """A compiled distiller. SGD at 0.1, so that a step is -0.1 times the gradient."""
+    compile_kwargs = {key: kwargs.pop(key) for key in list(kwargs) if key.endswith("_optimizer") or key in ("metrics", "steps_per_execution", "loss")}
+    if MODES[mode].teacher_learns:
+        compile_kwargs.setdefault("teacher_optimizer", keras.optimizers.SGD(0.1))
+    teacher = net(2) if teacher is None and MODES[mode].teacher else teacher
+    model = Distiller(student=student or net(1), teacher=teacher, mode=mode, **kwargs)
+    model.compile(optimizer or keras.optimizers.SGD(0.1), **compile_kwargs)
+    return model
+
+
+def state(model):
+    return [value.tobytes() for value in model.get_weights()]
+
+
+def train(model, epochs=1, batch_size=16, **kwargs):
+    return model.fit(X, Y, batch_size=batch_size, epochs=epochs, shuffle=False, verbose=0, **kwargs).history
+
+
+def softmax(z):
+    return np.exp(z) / np.exp(z).sum(-1, keepdims=True)
+
+
+def hard(z, weights=1.0):
+    return (-np.log(softmax(z)[np.arange(len(z)), Y[: len(z)]]) * weights).mean()
+
+
+def kl(to, of, temperature, weights=1.0):
+    p, q = softmax(to / temperature), softmax(of / temperature)
+    return (temperature**2 * (p * np.log(p / q)).sum(-1) * weights).mean()
+
+
+# ---- Who is moved --------------------------------------------------------------------------------------------------------------------------------
+
+
+@every_mode
+def test_training_moves_all_of_the_student_and_the_teacher_only_where_it_learns(mode):
+    teacher = net(2)
+    model = taught(mode, teacher=teacher)
+    before, before_teacher = state(model.student), state(teacher)
+    train(model)
+    assert all(old != new for old, new in zip(before, state(model.student)))  # BatchNorm's statistics among them
+    moved = [old != new for old, new in zip(before_teacher, state(teacher))]
+    assert all(moved) if MODES[mode].teacher_learns else not any(moved)
+
+
+@every_mode
+def test_evaluate_and_predict_move_nothing(mode):
+    model = taught(mode)
+    train(model)
+    networks = [model.student, *model.teachers]
+    before = [state(network) for network in networks]
+    model.evaluate(X, Y, verbose=0)
+    model.predict(X, verbose=0)
+    assert before == [state(network) for network in networks]
+
+
+def test_the_callers_trainable_flags_are_left_alone():
+    model = taught("trained_teacher")
+    train(model)
+    assert all(layer.trainable for network in (model.student, *model.teachers) for layer in network.layers)
+
+
+def test_a_layer_that_the_caller_froze_stays():
+    student = net(1)
+    student.layers[1].trainable = False
+    frozen = student.layers[1].kernel.numpy()
+    train(taught(student=student))
+    np.testing.assert_array_equal(student.layers[1].kernel, frozen)
+
+
+def test_the_answer_is_the_students():
+    model = taught()
+    np.testing.assert_array_equal(model(X), model.student(X))
+    np.testing.assert_allclose(model.predict(X, verbose=0), model.student(X), rtol=1e-5, atol=1e-6)
+
+
+# ---- What is learned -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["alone", "trained_teacher", "joint", "co_study"])
+def test_without_soft_loss_it_is_plain_keras_step_for_step(mode):
+    plain, student = net(1, decay=0.01), net(1, decay=0.01)
+    plain.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    expected = plain.fit(X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0).history
+    got = train(taught(mode, student, optimizer=keras.optimizers.Adam(0.01), soft_weight=0.0, hard_weight=1.0), 3, 4)
+    assert state(plain) == state(student)
+    np.testing.assert_allclose(got["loss"], expected["loss"], rtol=1e-6)
+
+
+def test_a_learning_teacher_that_does_not_listen_is_trained_as_by_plain_keras():
+    plain, teacher = net(2, decay=0.01), net(2, decay=0.01)
+    plain.compile(keras.optimizers.SGD(0.1), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    plain.fit(X, Y, batch_size=4, epochs=3, shuffle=False, verbose=0)
+    train(taught("joint", teacher=teacher), 3, 4)
+    assert state(plain) == state(teacher)
+
+
+@every_mode
+def test_the_history_is_numpys(mode):
+    row, temperature = MODES[mode], 2.0
+    student, teacher = net(1, decay=0.01), net(2, decay=0.02)
+    z_s, z_t = np.float64(student(X, training=True)), np.float64(teacher(X, training=row.teacher_learns))
+    student, teacher = net(1, decay=0.01), net(2, decay=0.02)  # anew: the calls above moved BatchNorm
+    penalty, teachers_penalty = (np.float64(sum(network.losses)) for network in (student, teacher))
+    history = train(taught(mode, student, teacher, temperature=temperature))
+    assert history["hard_loss"] == pytest.approx([hard(z_s)], rel=1e-5)
+    soft = kl(z_t, z_s, temperature) if row.teacher else 0.0
+    assert history["loss"] == pytest.approx([row.hard_weight * hard(z_s) + row.soft_weight * soft + penalty], rel=1e-5)
+    assert history.get("soft_loss", [0.0]) == pytest.approx([soft], rel=1e-4)
+    if row.teacher_learns:
+        said = row.soft_weight * kl(z_s, z_t, temperature) if row.teacher_listens else 0.0
+        assert history["teacher_loss"] == pytest.approx([hard(z_t) + said + teachers_penalty], rel=1e-5)
+    names = {"loss", "hard_loss"} | ({"soft_loss"} if row.teacher else set()) | ({"teacher_loss"} if row.teacher_learns else set())
+    assert history.keys() == names
+
+
+def test_the_table_is_the_papers():
+    rows = {name: (row.teacher, row.teacher_learns, row.teacher_listens, row.hard_weight, row.soft_weight) for name, row in MODES.items()}
+    assert rows["alone"] == (False, False, False, 1.0, 0.0)
+    assert rows["joint"] == (True, True, False, 0.5, 0.5)
+    assert rows["trained_teacher"] == rows["finetune"] == (True, False, False, 0.5, 0.5)
+    assert rows["co_study"] == (True, True, True, 1.0, 1.0)
+
+
+@every_mode
+def test_a_step_goes_down_its_own_loss_and_does_not_reach_into_the_other_network(mode):
+    row = MODES[mode]
+    student, teacher, same_student, same_teacher = net(1, norm=False), net(2, norm=False), net(1, norm=False), net(2, norm=False)
+    labels = tf.constant(Y)
+    with tf.GradientTape(persistent=True) as tape:
+        z_s, z_t = same_student(X), same_teacher(X)
+        student_loss = row.hard_weight * tf.reduce_mean(losses.cross_entropy(labels, z_s))
+        if row.teacher:
+            student_loss += row.soft_weight * tf.reduce_mean(losses.kl(z_s, z_t, 2.0))
+        teacher_loss = tf.reduce_mean(losses.cross_entropy(labels, z_t))
+        if row.teacher_listens:
+            teacher_loss += row.soft_weight * tf.reduce_mean(losses.kl(z_t, z_s, 2.0))
+    train(taught(mode, student, teacher if row.teacher else None, temperature=2.0))
+    pairs = [(student, same_student, student_loss)] + ([(teacher, same_teacher, teacher_loss)] if row.teacher_learns else [])
+    for got, start, loss in pairs:
+        for new, old in zip(got.trainable_variables, start.trainable_variables):
+            np.testing.assert_allclose(new, old - 0.1 * tape.gradient(loss, old), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", losses.BY_NAME)
+def test_a_soft_loss_is_taken_by_name_or_as_a_function(name):
+    by_name, as_function = (train(taught(soft_loss=loss, temperature=3.0))["soft_loss"] for loss in (name, losses.BY_NAME[name]))
+    assert by_name == as_function
+    expected = np.mean(losses.BY_NAME[name](net(1)(X, training=True), net(2)(X), 3.0))
+    assert by_name == pytest.approx([expected], rel=1e-4)
+
+
+def test_the_losses_of_several_teachers_add_up():
+    student, teachers = net(1), [net(2), net(3)]
+    z = np.float64(net(1)(X, training=True))
+    history = train(taught(student=student, teacher=teachers))
+    expected = sum(kl(np.float64(teacher(X)), z, 1.0) for teacher in teachers)
+    assert history["soft_loss"] == pytest.approx([expected], rel=1e-4)
+
+
+@every_mode
+def test_sample_weights_weigh_every_loss(mode):
+    row, weights = MODES[mode], RNG.uniform(0, 2, 16).astype(np.float32)
+    z_s, z_t = np.float64(net(1)(X, training=True)), np.float64(net(2)(X, training=row.teacher_learns))
+    history = train(taught(mode), sample_weight=weights)
+    soft = kl(z_t, z_s, 1.0, weights) if row.teacher else 0.0
+    assert history["loss"] == pytest.approx([row.hard_weight * hard(z_s, weights) + row.soft_weight * soft], rel=1e-4)
+    if row.teacher_learns:
+        said = row.soft_weight * kl(z_s, z_t, 1.0, weights) if row.teacher_listens else 0.0
+        assert history["teacher_loss"] == pytest.approx([hard(z_t, weights) + said], rel=1e-4)
+
+
+def test_class_weights_are_sample_weights_by_class():
+    by_class = train(taught(), class_weight={0: 0.2, 1: 1.0, 2: 3.0})
+    by_sample = train(taught(), sample_weight=np.float32([0.2, 1.0, 3.0])[Y])
+    assert by_class == by_sample and by_class != train(taught())
+
+
+def test_the_same_seed_gives_the_same_history():
+    def run(seed):
+        keras.utils.set_random_seed(seed)
+        return taught("co_study").fit(X, Y, batch_size=4, epochs=2, verbose=0).history  # shuffled
+
+    assert run(5) == run(5) != run(6)
+
+
+def test_metrics_and_validation_are_the_students_and_need_no_teacher():
+    model = taught("co_study", metrics=["accuracy"])
+    history = train(model, validation_data=(X, Y))
+    z = np.float64(model.student(X))
+    assert history["val_loss"] == history["val_hard_loss"] == pytest.approx([hard(z)], rel=1e-5)
+    assert history["val_accuracy"] == pytest.approx([(z.argmax(-1) == Y).mean()])
+    assert not {"val_soft_loss", "val_teacher_loss"} & history.keys() and "accuracy" in history
+
+
+def test_steps_per_execution_changes_nothing():
+    one, many = taught("co_study"), taught("co_study", steps_per_execution=2)
+    np.testing.assert_allclose(train(one, 2, 4)["loss"], train(many, 2, 4)["loss"], rtol=1e-6)
+    for a, b in zip(one.student.get_weights(), many.student.get_weights()):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+# ---- Phases --------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_entering_another_mode_goes_on_from_where_it_was():
+    student, teacher = net(1), net(2)
+    model = taught("alone", student, teacher, teacher_optimizer=keras.optimizers.SGD(0.1), optimizer=keras.optimizers.Adam(0.01))
+    for steps, mode in enumerate(("alone", "co_study", "trained_teacher"), 1):
+        before, before_teacher = state(student), state(teacher)
+        model.enter(mode)
+        assert state(student) == before
+        history = train(model)
+        assert model.mode_name == mode and ("teacher_loss" in history) == MODES[mode].teacher_learns
+        assert state(student) != before and (state(teacher) != before_teacher) == MODES[mode].teacher_learns
+        assert int(model.optimizer.iterations) == steps
+
+
+def test_a_mode_has_the_weights_asked_for_last():
+    model = Distiller(student=net(1), teacher=net(2), mode="co_study", hard_weight=0.25)
+    assert (model.hard_weight, model.soft_weight) == (0.25, 1.0)
+    model.enter("trained_teacher", soft_weight=0.75)
+    assert (model.hard_weight, model.soft_weight) == (0.25, 0.75)
+    model.enter("trained_teacher", hard_weight=0.0)
+    assert (model.hard_weight, model.soft_weight) == (0.0, 0.5)
+    model.enter("alone", soft_weight=3.0)
+    assert model.soft_weight == 0.0  # nobody to listen to
+
+
+# ---- Quantized students and users' own -----------------------------------------------------------------------------------------------------------
+
+
+def quantized():
+    layers = [L.Conv2D(2, 3, name="c1"), L.ReLU(name="relu"), L.Conv2D(2, 3, activation="relu", name="c2"), L.Flatten(), L.Dense(3, name="logits")]
+    model = keras.Sequential([keras.Input((8, 8, 1), name="image"), *layers])
+    return scheme.quantize(model, scheme.Scheme(Interval(4), Interval(4))), RNG.normal(size=(8, 8, 8, 1)).astype(np.float32)
+
+
+@pytest.mark.parametrize("own, name", [("weight_interval_optimizer", "kernel_interval"), ("activation_interval_optimizer", "activation_interval")])
+def test_an_interval_optimizer_moves_its_intervals_and_nothing_else(own, name):
+    student, images = quantized()
+    scheme.calibrate(student, images)
+    student.get_layer("logits").layer.kernel.assign_add(0.1 * tf.sign(student.get_layer("logits").layer.kernel))  # so that no interval is at rest
+    before = {v.ref(): v.numpy() for v in student.trainable_variables}
+    model = taught("alone", student, optimizer=keras.optimizers.SGD(0.0), **{own: keras.optimizers.Adam(0.01)})
+    model.fit(images, Y[:8], verbose=0)
+    moved = {v.name for v in student.trainable_variables if not np.array_equal(v, before[v.ref()])}
+    own_names = {v.name for v in student.trainable_variables if name in v.name}
+    assert moved and moved <= own_names and len(moved) >= len(own_names) - 1
+
+
+def test_without_its_own_optimizer_an_interval_moves_with_the_weights():
+    student, images = quantized()
+    scheme.calibrate(student, images, "mse")
+    before = [v.numpy() for v in student.trainable_variables]
+    taught("alone", student, optimizer=keras.optimizers.Adam(0.01)).fit(images, Y[:8], verbose=0)
+    moved = [v.name for v, old in zip(student.trainable_variables, before) if not np.array_equal(v, old)]
+    assert any("kernel_interval" in name for name in moved) and any("activation_interval" in name for name in moved)
+    assert any("kernel:0" in name for name in moved)
+
+
+def test_a_student_without_calibrated_intervals_is_refused_and_not_moved():
+    student, images = quantized()
+    model, before = taught("alone", student), state(student)
+    with pytest.raises(BadInput, match=r"student: .*received none for image_out, relu_out, c2_out, logits_out; call kerakd.calibrate"):
+        model.fit(images, Y[:8], verbose=0)
+    assert state(student) == before
+
+
+def test_a_subclass_with_its_own_train_step_is_trained_by_it():
+    class Doubled(Distiller):
+        def train_step(self, data):
+            results = super().train_step(data)
+            return {**results, "twice": 2 * results["loss"]}
+
+    model = Doubled(student=net(1), teacher=net(2))
+    model.compile(keras.optimizers.SGD(0.1))
+    history = train(model)
+    assert history["twice"] == pytest.approx([2 * history["loss"][0]])
+
+
+def test_a_subclassed_teacher_is_only_called():
+    class Constant(keras.Model):
+        def call(self, inputs, training=None):
+            return tf.tile([[3.0, 0.5, -2.0]], [tf.shape(inputs)[0], 1])
+
+    z = np.float64(net(1)(X, training=True))
+    assert train(taught(teacher=Constant()))["soft_loss"] == pytest.approx([kl(np.array([[3.0, 0.5, -2.0]]), z, 1.0)], rel=1e-4)
+
+
+# ---- Refusals ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def ends_in_softmax(as_layer):
+    x = keras.Input((6,))
+    return keras.Model(x, L.Softmax(name="out")(L.Dense(3)(x)) if as_layer else L.Dense(3, activation="softmax", name="out")(x))
+
+
+def keras_3_net():
+    import keras as keras_3
+
+    return keras_3.Sequential([keras_3.Input((6,)), keras_3.layers.Dense(3)])
+
+
+@pytest.mark.parametrize("kwargs, telling", [
+    (lambda: {"student": keras_3_net(), "mode": "alone"}, "student: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
+    (lambda: {"student": net(1), "teacher": keras_3_net()}, "teacher: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
+    (lambda: {"student": net(1), "teacher": net(2, classes=4)}, "teacher: expected 3 classes, as the student has, received 4"),
+    (lambda: {"student": net(1), "teacher": [net(2), net(3, classes=4)]}, "teacher: expected 3 classes, as the student has, received 4"),
+    (lambda: {"student": ends_in_softmax(False), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
+    (lambda: {"student": ends_in_softmax(True), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
+    (lambda: {"student": net(1), "teacher": ends_in_softmax(False)}, "teacher: expected logits, received probabilities"),
+    (lambda: {"student": net(1)}, "teacher: expected a model in mode 'trained_teacher', received none"),
+    (lambda: {"student": net(1), "teacher": [net(2), net(3)], "mode": "co_study"}, "teacher: expected one in mode 'co_study'.*received 2"),
+    (lambda: {"student": net(1), "mode": "tutoring"}, "mode: expected one of alone, joint, .* received 'tutoring'"),
+    (lambda: {"student": net(1), "teacher": net(2), "soft_loss": "hinge"}, "soft_loss: expected a function or one of kl, .* received 'hinge'"),
+    (lambda: {"student": net(1), "teacher": net(2), "temperature": 0}, "temperature: expected more than 0, received 0"),
+    (lambda: {"student": net(1), "teacher": net(2), "temperature": -1.0}, "temperature: expected more than 0, received -1.0"),
+])
+def test_what_cannot_be_is_refused(kwargs, telling):
+    with pytest.raises(BadInput, match=telling):
+        Distiller(**kwargs())
+
+
+@pytest.mark.parametrize("mode", [name for name, row in MODES.items() if row.teacher_learns])
+def test_a_learning_teacher_without_an_optimizer_is_refused(mode):
+    with pytest.raises(BadInput, match=f"teacher_optimizer: expected an optimizer in mode '{mode}'"):
+        Distiller(student=net(1), teacher=net(2), mode=mode).compile("sgd")
+    model = taught("trained_teacher")
+    with pytest.raises(BadInput, match=f"teacher_optimizer: expected an optimizer in mode '{mode}'"):
+        model.enter(mode)
+    assert model.mode_name == "trained_teacher"
+
+
+@pytest.mark.parametrize("labels, telling", [
+    (np.where(Y == 2, 3, Y), "labels: expected 0 to 2, as the networks have 3 classes, received 0 to 3"),
+    (np.where(Y == 0, -1, Y)[:, None], "received -1 to 2"),
+])
+def test_labels_outside_the_classes_are_refused_and_nothing_moves(labels, telling):
+    model = taught()
+    before = state(model.student)
+    with pytest.raises(BadInput, match=telling):
+        model.fit(X, labels, verbose=0)
+    assert state(model.student) == before
+
+
+def test_labels_that_are_no_class_numbers_are_the_losss_to_judge():
+    distiller.check_labels(np.eye(3, dtype=np.int64)[Y], 3)  # one-hot
+    distiller.check_labels(np.float32([0.0, 7.0]), 3)
+    model = taught("alone", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
+    history = model.fit(X, np.eye(3, dtype=np.float32)[Y], batch_size=16, verbose=0).history
+    assert history["loss"] == pytest.approx([hard(np.float64(net(1)(X, training=True)))], rel=1e-5)

@@ -1,0 +1,95 @@
+"""Laws of the optimizers: the schedule's numbers, decay on kernels alone, the table."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import models, optimizers, scheme
+from kerakd.errors import BadInput
+from kerakd.quantizers import Interval
+
+every = pytest.mark.parametrize("name", optimizers.BY_NAME)
+
+
+def variables():
+    """A kernel, a bias, a gamma and an interval of each kind, named as a quantized student names them."""
+    names = ("conv/kernel:0", "conv/bias:0", "bn/gamma:0", "conv/kernel_interval:0", "out/activation_interval:0", "conv/depthwise_kernel:0")
+    return [tf.Variable([2.0, -3.0], name=name[:-2]) for name in names]
+
+
+def paper_cosine(rate, steps, warmup, step):
+    if step < warmup:
+        return rate * step / warmup
+    return rate * 0.5 * (1 + np.cos(np.pi * min(1, (step - warmup) / (steps - warmup))))
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("step", [0, 1, 3, 4, 5, 12, 19, 20, 30])
+def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine(step, warmup):
+    assert float(optimizers.cosine(0.3, 20, warmup)(step)) == pytest.approx(paper_cosine(0.3, 20, warmup, step), abs=1e-7)
+
+
+@every
+def test_an_optimizer_follows_the_schedule(name):
+    weights = variables()
+    optimizer = optimizers.build(name, 0.1, 10, weights, warmup_steps=2)
+    seen = []
+    for _ in range(4):
+        optimizer.apply_gradients([(tf.ones_like(w), w) for w in weights])
+        seen.append(float(optimizer.learning_rate))  # the rate that the step took
+    np.testing.assert_allclose(seen, [paper_cosine(0.1, 10, 2, step) for step in range(4)], atol=1e-7)
+
+
+@every
+def test_decay_takes_rate_times_decay_of_every_kernel_and_of_nothing_else(name):
+    weights = variables()
+    optimizer = optimizers.build(name, 0.1, 1000, weights, weight_decay=0.5)
+    optimizer.apply_gradients([(tf.zeros_like(w), w) for w in weights])
+    for weight in weights:
+        kept = 1 - 0.1 * 0.5 if weight.name.endswith("kernel:0") else 1.0
+        np.testing.assert_allclose(weight, [2.0 * kept, -3.0 * kept], rtol=1e-6, err_msg=weight.name)
+
+
+@every
+def test_without_decay_no_gradient_is_no_step(name):
+    weights = variables()
+    optimizers.build(name, 0.1, 1000, weights).apply_gradients([(tf.zeros_like(w), w) for w in weights])
+    for weight in weights:
+        np.testing.assert_array_equal(weight, [2.0, -3.0], err_msg=weight.name)
+
+
+def test_every_kernel_of_a_student_decays_and_no_interval():
+    student = scheme.quantize(models.build("resnet8", (8, 8, 1), 10, 0.25), scheme.Scheme(Interval(4), Interval(4)))
+    before = [v.numpy() for v in student.trainable_variables]
+    optimizer = optimizers.build("sgd", 0.1, 1000, student.trainable_variables, weight_decay=0.5)
+    optimizer.apply_gradients([(tf.zeros_like(v), v) for v in student.trainable_variables])
+    decayed = [v.name for v, old in zip(student.trainable_variables, before) if not np.array_equal(v, old, equal_nan=True)]
+    assert len(decayed) == 10 and all(name.endswith("/kernel:0") for name in decayed)
+
+
+def test_clipping_scales_all_gradients_together_to_the_norm():
+    weights = [tf.Variable([0.0, 0.0]), tf.Variable([0.0])]
+    optimizer = optimizers.build("sgd", 1.0, 1000, weights, clip_norm=1.3)
+    optimizer.apply_gradients([(tf.constant([3.0, 4.0]), weights[0]), (tf.constant([12.0]), weights[1])])  # norm 13
+    np.testing.assert_allclose(np.concatenate(weights), -1.9 * np.array([0.3, 0.4, 1.2]), rtol=1e-5)  # Nesterov's first step: 1 + momentum
+
+
+def test_sgd_has_nesterovs_momentum():
+    weight = tf.Variable([0.0])
+    optimizer = optimizers.build("sgd", 1.0, 10**9, [weight])
+    for expected in (-1.9, -1.9 - 1 - 0.9 * 1.9):
+        optimizer.apply_gradients([(tf.constant([1.0]), weight)])
+        np.testing.assert_allclose(weight, [expected], rtol=1e-5)
+
+
+@every
+def test_an_optimizer_comes_built_so_that_its_state_can_be_restored(name):
+    weights = variables()
+    optimizer = optimizers.build(name, 0.1, 10, weights)
+    assert isinstance(optimizer, keras.optimizers.Optimizer) and len(optimizer.variables) > len(weights)
+
+
+def test_an_unknown_optimizer_is_refused():
+    with pytest.raises(BadInput, match="expected one of adam, sgd, received 'lion'"):
+        optimizers.build("lion", 0.1, 10, variables())

@@ -1,0 +1,387 @@
+"""Laws of the scheme: which tensor gets which quantizer, what calibration finds, what survives a file, refusals."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from tensorflow_model_optimization.quantization import keras as tfmot
+
+import kerakd
+from kerakd import models, scheme
+from kerakd.errors import BadInput
+from kerakd.quantizers import Interval, KBit, Pact, Ternary
+from kerakd.scheme import RULES, Scheme, calibrate, quantize
+from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(8, 8, 8, 1)).astype(np.float32)
+NOTHING = Scheme(None, None, None, None)
+UNSIGNED, SIGNED = Interval(4, signed=False, narrow=False), Interval(8, narrow=False)
+UNSIGNED_8 = Interval(8, signed=False, narrow=False)
+
+
+def resnet():
+    return models.build("resnet8", (8, 8, 1), 10, 0.25)
+
+
+def dense(units):
+    return keras.Sequential([keras.Input((4,)), L.Dense(units, kernel_initializer=keras.initializers.GlorotUniform(0), name="only")])
+
+
+def nested():
+    x = keras.Input((8, 8, 1))
+    body = keras.Sequential([keras.Input((8, 8, 1)), L.Conv2D(3, 3, name="c1"), L.ReLU(name="r1"), L.Conv2D(3, 3, name="c2")], name="body")
+    return keras.Model(x, L.Dense(10, name="head")(L.Flatten(name="flat")(body(x))))
+
+
+def shared():
+    x = keras.Input((8, 8, 1))
+    twice = L.Conv2D(1, 3, padding="same", activation="relu", name="twice")
+    return keras.Model(x, L.Dense(10, name="head")(L.Flatten(name="flat")(twice(twice(x)))))
+
+
+def two_inputs():
+    a, b = keras.Input((4,), name="a"), keras.Input((3,), name="b")
+    joined = L.Concatenate(name="join")([L.Dense(5, activation="relu", name="left")(a), L.Dense(5, name="right")(b)])
+    return keras.Model([a, b], L.Dense(2, name="head")(joined))
+
+
+def depthwise():
+    return keras.Sequential([keras.Input((8, 8, 1)), L.Conv2D(3, 3, name="c"), L.DepthwiseConv2D(3, name="d"), L.Flatten(), L.Dense(2, name="head")])
+
+
+def data(model):
+    arrays = [RNG.normal(size=(8, *ref.shape[1:])).astype(np.float32) for ref in model.inputs]
+    return arrays if len(arrays) > 1 else arrays[0]
+
+
+def kernels(model):
+    return {layer.name: layer.kernels[0][1] for layer in model.layers if isinstance(layer, QuantizedLayer)}
+
+
+def activations(model):
+    return {layer.name: layer.quantizer for layer in model.layers if isinstance(layer, QuantizedActivation)}
+
+
+def interval(model, name):
+    layer = model.get_layer(name)
+    return (layer.kernels[0][2] if isinstance(layer, QuantizedLayer) else layer.quantizer_variables)["interval"].numpy()
+
+
+# ---- Which tensor gets what ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("weights", [Ternary(), Ternary(learned=True), KBit(4), Interval(2), Interval(4, per_channel=True)], ids=repr)
+def test_first_and_last_weighted_layers_have_8_bits_and_the_rest_the_schemes(weights):
+    found = kernels(quantize(resnet(), Scheme(weights, None)))
+    assert len(found) == 10 and found.pop("conv") == found.pop("logits") == Interval(8)
+    assert set(found.values()) == {weights}
+
+
+def test_first_and_last_take_their_own_bits_or_stay_float():
+    found = kernels(quantize(resnet(), Scheme(None, None, first=5, last=3)))
+    assert found == {"conv": Interval(5), "logits": Interval(3)}
+    assert kernels(quantize(resnet(), Scheme(Ternary(), None, first=None, last=None))).keys().isdisjoint({"conv", "logits"})
+
+
+def test_a_residual_net_is_quantized_after_the_relu_at_the_additions_operands_and_at_the_ends_and_nowhere_else():
+    relus = ["conv_relu"] + [f"stage{s}_block1_{name}" for s in (1, 2, 3) for name in ("1_relu", "relu")]
+    operands = ["stage1_block1_2_bn", "stage2_block1_2_bn", "stage2_block1_s_bn", "stage3_block1_2_bn", "stage3_block1_s_bn"]
+    expected = {f"{name}_out": UNSIGNED for name in relus} | {f"{name}_out": SIGNED for name in operands}
+    expected |= {"image_out": SIGNED, "pool_out": UNSIGNED_8, "logits_out": SIGNED}
+    assert activations(quantize(resnet(), Scheme(None, Interval(4)))) == expected
+
+
+def test_nothing_stands_between_what_one_integer_operation_computes():
+    student = quantize(resnet(), Scheme(Ternary(), Interval(4)))
+    for layer in student.layers:
+        if isinstance(layer, QuantizedActivation):
+            reads = layer._inbound_nodes[0].inbound_layers
+            read_by = {type(node.layer) for node in layer._outbound_nodes}
+            assert L.BatchNormalization not in read_by
+            assert L.ReLU not in read_by, reads.name
+
+
+def test_what_a_pooling_or_a_flatten_gives_is_on_its_inputs_grid_already():
+    layers = [L.Conv2D(3, 3, activation="relu", name="c"), L.MaxPooling2D(name="p"), L.Flatten(), L.Dense(2, name="d")]
+    model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
+    found = activations(quantize(model, Scheme(None, Interval(4))))
+    assert found == {model.input_names[0] + "_out": SIGNED, "c_out": UNSIGNED_8, "d_out": SIGNED}  # c feeds the last layer
+
+
+def test_the_sign_of_a_concatenation_is_that_of_its_operands():
+    found = activations(quantize(two_inputs(), Scheme(None, Interval(4))))
+    assert found == {"a_out": SIGNED, "b_out": SIGNED, "left_out": UNSIGNED, "right_out": SIGNED, "join_out": SIGNED, "head_out": SIGNED}
+
+
+def test_activations_that_only_know_unsigned_take_an_interval_where_values_are_signed():
+    found = activations(quantize(resnet(), Scheme(None, Pact(4))))
+    assert found["conv_relu_out"] == Pact(4) and found["stage1_block1_2_bn_out"] == SIGNED
+
+
+def test_an_override_is_for_the_layers_that_its_pattern_finds_and_the_first_counts():
+    rules = {"stage2.*conv": Scheme(KBit(3), None), "stage2|^conv": Scheme(Interval(6), Interval(6)), "logits": Scheme(None, None)}
+    student = quantize(resnet(), Scheme(Ternary(), Interval(4), overrides=rules))
+    found, outputs = kernels(student), activations(student)
+    assert found["stage2_block1_conv1"] == found["stage2_block1_conv2"] == KBit(3)
+    assert found["stage2_block1_shortcut"] == found["conv"] == Interval(6)  # an override comes before `first`
+    assert found["stage1_block1_conv1"] == Ternary() and "logits" not in found and "logits_out" not in outputs
+    assert outputs["stage2_block1_relu_out"] == outputs["conv_relu_out"] == Interval(6, signed=False, narrow=False)
+    assert outputs["stage1_block1_relu_out"] == UNSIGNED
+
+
+# ---- The student and its source ------------------------------------------------------------------------------------------------------------------
+
+MODELS = (resnet, nested, shared, two_inputs, depthwise)
+every_model = pytest.mark.parametrize("make", MODELS, ids=lambda make: make.__name__)
+
+
+@every_model
+def test_a_scheme_of_nothing_leaves_the_output_to_the_bit(make):
+    model = make()
+    x = data(model)
+    np.testing.assert_array_equal(quantize(model, NOTHING)(x), model(x))
+
+
+@every_model
+def test_the_callers_model_is_not_touched(make):
+    model = make()
+    x, config, layers = data(model), model.get_config(), list(model._flatten_layers())
+    before, weights = model(x).numpy(), [w.tobytes() for w in model.get_weights()]
+    student = quantize(model, Scheme(Interval(2), Interval(2)))
+    calibrate(student, x)
+    assert not scheme.uncalibrated(student)
+    for variable in student.variables:
+        if variable.dtype.is_floating:
+            variable.assign(tf.ones_like(variable))
+    np.testing.assert_array_equal(model(x), before)
+    assert [w.tobytes() for w in model.get_weights()] == weights and model.get_config() == config
+    assert all(one is other for one, other in zip(model._flatten_layers(), layers))
+
+
+def test_a_shared_layer_stays_one_kernel_with_an_interval_for_each_of_its_outputs():
+    student = quantize(shared(), Scheme(Interval(4), Interval(4)))
+    assert list(kernels(student)) == ["twice", "head"]
+    assert [name for name in activations(student) if name.startswith("twice")] == ["twice_out_0", "twice_out_1"]
+    calibrate(student, IMAGES)
+    assert not scheme.uncalibrated(student) and student(IMAGES).shape == (8, 10)
+
+
+def test_a_nested_model_comes_out_flat_and_is_quantized_within():
+    student = quantize(nested(), Scheme(Ternary(), Interval(4)))
+    assert kernels(student) == {"c1": Interval(8), "c2": Ternary(), "head": Interval(8)}
+    calibrate(student, IMAGES)
+    assert not scheme.uncalibrated(student)
+
+
+def test_intervals_of_weights_are_their_maximum_at_once_and_those_of_activations_are_not_set():
+    student = quantize(resnet(), Scheme(Interval(4, per_channel=True), Interval(4)))
+    kernel = student.get_layer("stage1_block1_conv1").layer.kernel
+    np.testing.assert_array_equal(interval(student, "stage1_block1_conv1"), np.abs(kernel).max((0, 1, 2)))
+    assert set(scheme.uncalibrated(student)) == set(activations(student))
+
+
+def test_a_depthwise_kernel_has_an_interval_for_each_of_its_output_channels():
+    student = quantize(depthwise(), Scheme(Interval(4, per_channel=True), None))
+    layer = student.get_layer("d")
+    kernel = layer.layer.depthwise_kernel.numpy()
+    np.testing.assert_array_equal(interval(student, "d"), np.abs(kernel).max((0, 1)).reshape(-1))
+    step = np.abs(kernel).max((0, 1), keepdims=True) / 7
+    x = RNG.normal(size=(2, 6, 6, 3)).astype(np.float32)
+    expected = tf.nn.depthwise_conv2d(x, np.rint(kernel / step) * step, [1, 1, 1, 1], "VALID")
+    np.testing.assert_allclose(layer(x), expected + layer.layer.bias, atol=1e-5)
+
+
+def test_after_a_call_the_wrapped_layer_still_has_its_variable():
+    student = quantize(resnet(), Scheme(Ternary(), None))
+    layer = student.get_layer("stage1_block1_conv1")
+    variable = layer.kernels[0][0]
+    student(IMAGES)
+    student(IMAGES, training=True)
+    assert layer.layer.kernel is variable and isinstance(variable, tf.Variable)
+
+
+# ---- Calibration ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def paper_mse(x, quantized):
+    shares = np.linspace(0.02, 1.0, 50, dtype=np.float32) * np.abs(x).max()
+    return shares[np.argmin([((quantized(x, share) - x) ** 2).mean() for share in shares])]
+
+
+PAPER = {
+    "max": lambda x, quantized: np.abs(x).max(),
+    "percentile": lambda x, quantized: np.percentile(np.abs(x), 99.9),
+    "mse": paper_mse,
+}
+
+
+def fake(x, interval, low, high):
+    return np.rint(np.clip(x / interval * high, low, high)) * interval / high
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_one_layer_net_is_calibrated_as_in_numpy(rule):
+    model, x = dense(3), np.float32(RNG.normal(size=(500, 4)))
+    student = quantize(model, Scheme(None, Interval(4), first=2))
+    calibrate(student, x, rule)
+    found = interval(student, model.input_names[0] + "_out"), interval(student, "only"), interval(student, "only_out")
+    at_input = PAPER[rule](x, lambda x, i: fake(x, i, -128, 127))
+    kernel = model.get_layer("only").kernel.numpy()
+    of_kernel = PAPER[rule](kernel, lambda x, i: fake(x, i, -1, 1))
+    z = fake(x, at_input, -128, 127) @ fake(kernel, of_kernel, -1, 1)  # layer after layer: of what the quantized input gives
+    at_output = PAPER[rule](z, lambda x, i: fake(x, i, -128, 127))
+    np.testing.assert_allclose(found, (at_input, of_kernel, at_output), rtol=1e-5)
+
+
+def test_calibration_sees_what_the_quantized_layers_before_give():
+    model = resnet()
+    rules = {"stage2_block1_relu": Scheme(None, Interval(8))}
+    coarse, fine = (quantize(model, Scheme(weights, None, overrides=rules)) for weights in (Ternary(), None))
+    for student in (coarse, fine):
+        calibrate(student, IMAGES)
+        before = keras.Model(student.inputs, student.get_layer("stage2_block1_relu").output)
+        np.testing.assert_allclose(interval(student, "stage2_block1_relu_out"), np.abs(before(IMAGES)).max(), rtol=1e-6)
+    assert interval(coarse, "stage2_block1_relu_out") != interval(fine, "stage2_block1_relu_out")
+
+
+def test_calibration_moves_intervals_alone():
+    student = quantize(resnet(), Scheme(Interval(4), Interval(4)))
+    before = {v.name: v.numpy() for v in student.variables}
+    calibrate(student, IMAGES)
+    moved = {v.name for v in student.variables if not np.array_equal(v, before[v.name])}
+    assert moved == {v.name for v in student.variables if "activation_interval" in v.name}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_all_zero_images_leave_no_interval_at_zero(rule):
+    student = quantize(dense(3), Scheme(None, Interval(4)))
+    calibrate(student, np.zeros((4, 4), np.float32), rule)
+    assert not scheme.uncalibrated(student) and interval(student, "only_out") > 0
+    np.testing.assert_array_equal(student(np.zeros((1, 4), np.float32)), 0)
+
+
+# ---- What survives -------------------------------------------------------------------------------------------------------------------------------
+
+SCHEMES = [Scheme(Ternary(learned=True, per_channel=True), Pact(4)), Scheme(Interval(4, True, True), Interval(4, gradient_scale=True))]
+
+
+@pytest.fixture(scope="module", params=SCHEMES, ids=lambda s: repr(s.weights))
+def trained(request):
+    """A calibrated student after a training step, so that nothing in it is as it was initialized."""
+    model = keras.Sequential([
+        *(keras.Input((8, 8, 1)), L.Conv2D(3, 3, use_bias=False, name="c1"), L.BatchNormalization(name="bn"), L.ReLU(name="relu")),
+        *(L.DepthwiseConv2D(3, activation="relu", name="dw"), L.Conv2D(4, 1, name="c2"), L.Flatten(name="flat"), L.Dense(3, name="head")),
+    ])
+    student = quantize(model, request.param)
+    calibrate(student, IMAGES)
+    student.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    student.fit(IMAGES, np.arange(8) % 3, verbose=0)
+    return student
+
+
+def assert_same_model(again, student):
+    np.testing.assert_array_equal(again(IMAGES), student(IMAGES))
+    assert sorted(w.tobytes() for w in again.get_weights()) == sorted(w.tobytes() for w in student.get_weights())
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")  # h5 is what is tested
+@pytest.mark.parametrize("suffix", [".keras", ".h5", ""], ids=[".keras", ".h5", "SavedModel"])
+def test_a_trained_student_survives_its_file_to_the_bit(trained, tmp_path, suffix):
+    path = str(tmp_path / f"student{suffix}")
+    trained.save(path)
+    with kerakd.quantize_scope():
+        again = keras.models.load_model(path)
+    assert_same_model(again, trained)
+    assert kernels(again).keys() == kernels(trained).keys()
+
+
+def test_trained_weights_survive_their_file_to_the_bit(trained, tmp_path):
+    again = keras.models.clone_model(trained)
+    trained.save_weights(str(tmp_path / "student.weights.h5"))
+    again.load_weights(str(tmp_path / "student.weights.h5"))
+    assert_same_model(again, trained)
+
+
+def test_a_clone_takes_the_weights_in_their_order(trained):
+    again = keras.models.clone_model(trained)
+    again.set_weights(trained.get_weights())
+    assert_same_model(again, trained)
+
+
+def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_intervals():
+    config = Config(weights=Interval(4), output=Interval(8, narrow=False))
+    annotated = keras.Sequential([keras.Input((4,)), tfmot.quantize_annotate_layer(L.Dense(3, name="by_hand"), config)])
+    with kerakd.quantize_scope(), tfmot.quantize_scope():
+        student = tfmot.quantize_apply(annotated)
+    x = RNG.normal(size=(16, 4)).astype(np.float32)
+    calibrate(student, x)
+    wrapper = student.layers[-1]
+    kernel, quantizer, variables = wrapper._weight_vars[0]
+    assert quantizer == Interval(4) and float(variables["interval"]) == np.abs(kernel).max()
+    tracked = [kernel, variables["interval"], wrapper._output_quantizer_vars["interval"]]
+    before = [float(tf.reduce_sum(v)) for v in tracked]
+    assert not np.isnan(before).any()
+    student.compile(keras.optimizers.Adam(0.01), "mse")
+    student.fit(x, np.zeros((16, 3)), epochs=3, verbose=0)
+    assert all(float(tf.reduce_sum(v)) != old for v, old in zip(tracked, before))
+
+
+# ---- Refusals ------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Subclassed(keras.Model):
+    def call(self, inputs):
+        return inputs
+
+
+def keras_3_net():
+    import keras as keras_3
+
+    return keras_3.Sequential([keras_3.Input((4,)), keras_3.layers.Dense(3)])
+
+
+USUAL = Scheme(Interval(4), Interval(4))
+
+
+@pytest.mark.parametrize("model, rules, telling", [
+    (keras_3_net, USUAL, "model: .*received a Keras 3 one .*import tf_keras as keras"),
+    (Subclassed, USUAL, "model: .*received Subclassed, which has no layer graph; write it as keras.Model"),
+    (lambda: keras.Sequential([L.Dense(3)]), USUAL, "model: .*received Sequential, which has no layer graph; give it an Input layer"),
+    (lambda: quantize(dense(3), USUAL), USUAL, "model: expected a float model, .* which is quantized already"),
+    (lambda: quantize(dense(3), Scheme(None, Interval(8), None, None)), USUAL, "quantized already"),
+    (lambda: keras.Sequential([keras.Input((4,)), L.ReLU()]), USUAL, "expected at least one convolution or dense layer"),
+    (lambda: dense(3), Scheme(None, None, overrides={"conv9": NOTHING}), "overrides: .* received 'conv9'; the layers are only"),
+    (lambda: dense(3), "int8", "scheme: expected a kerakd.Scheme, received 'int8'"),
+], ids=["keras 3", "subclassed", "unbuilt", "quantized", "activations quantized", "no weights", "override", "no scheme"])
+def test_a_model_that_cannot_be_quantized_is_refused(model, rules, telling):
+    with pytest.raises(BadInput, match=telling):
+        quantize(model(), rules)
+
+
+@pytest.mark.parametrize("make, telling", [
+    (lambda: Scheme("ternary", None), "weights: expected a quantizer such as .* received 'ternary'"),
+    (lambda: Scheme(None, 8), "activations: expected a quantizer such as .* received 8"),
+    (lambda: Scheme(None, None, first=1), "from 2 to 8, received 1"),
+    (lambda: Scheme(None, None, last=9), "from 2 to 8, received 9"),
+    (lambda: Scheme(None, None, overrides={"conv": Interval(4)}), "overrides.'conv'.: expected a Scheme, received Interval"),
+    (lambda: quantize(resnet(), Scheme(None, Ternary())), "activations: expected a quantizer of activations, received Ternary"),
+    (lambda: quantize(resnet(), Scheme(Pact(4), None)), "weights: expected a quantizer of weights, received Pact"),
+])
+def test_a_scheme_that_cannot_be_is_refused(make, telling):
+    with pytest.raises(BadInput, match=telling):
+        make()
+
+
+@pytest.mark.parametrize("images, rule, telling", [
+    (np.float32([[1, 2, np.nan, 4]]), "max", "images: expected finite values, received NaN or infinity"),
+    (np.float32([[1, 2, np.inf, 4]]), "max", "images: expected finite values, received NaN or infinity"),
+    (np.uint8([[1, 2, 3, 4]]), "max", "images: expected float images .* received uint8; cast"),
+    (np.float32([[1, 2, 3, 4]]), "median", "rule: expected one of max, percentile, mse, received 'median'"),
+])
+def test_images_that_cannot_calibrate_are_refused_and_nothing_is_set(images, rule, telling):
+    student = quantize(dense(3), USUAL)
+    with pytest.raises(BadInput, match=telling):
+        calibrate(student, images, rule)
+    assert len(scheme.uncalibrated(student)) == 2

@@ -1,0 +1,512 @@
+"""Student to file: what the file holds is what was trained, what LiteRT computes is what the snapped copy computes, to the last code."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import kerakd
+from kerakd import BadInput, Interval, KBit, Scheme, Ternary
+from kerakd.tflite import arithmetic, flatfile, reference, runtime, settle, snap, to_tflite, unpack, verify
+from kerakd.tflite import fold as folding
+
+L = keras.layers
+SHAPE = (8, 8, 1)
+SCHEMES = {
+    "ternary-A8": Scheme(Ternary(), Interval(8)),
+    "W4A4": Scheme(Interval(4), Interval(4)),
+    "W3A3 per channel": Scheme(Interval(3, per_channel=True), Interval(3)),
+    "W2A2": Scheme(Interval(2), Interval(2)),
+    "W8A8": Scheme(Interval(8), Interval(8)),
+    "W5A6": Scheme(Interval(5), Interval(6)),
+}
+PACKED = ("ternary-A8", "W4A4")
+# the residual net's weighted layers: the BatchNorm after each, and the quantized tensor that each reads
+LAYERS = {
+    "first": ("first_bn", "image_out"),
+    "a": ("a_bn", "first_relu_out"),
+    "b": ("b_bn", "a_relu_out"),
+    "last_conv": ("last_conv_bn", "add_relu_out"),
+    "logits": (None, "pool_out"),
+}
+
+
+def noise(count=240, shape=SHAPE, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, *shape)).astype(np.float32)
+
+
+def conv(x, filters, name, relu=True, size=3, stride=1):
+    x = L.Conv2D(filters, size, stride, padding="same", use_bias=False, name=name)(x)
+    x = L.BatchNormalization(name=f"{name}_bn")(x)
+    return L.ReLU(name=f"{name}_relu")(x) if relu else x
+
+
+def residual_net():
+    inputs = keras.Input(SHAPE, name="image")
+    x = conv(inputs, 6, "first")
+    y = conv(conv(x, 6, "a"), 6, "b", relu=False)
+    x = L.ReLU(name="add_relu")(L.Add(name="add")([y, x]))
+    x = L.GlobalAveragePooling2D(name="pool")(conv(x, 8, "last_conv", stride=2))
+    return keras.Model(inputs, L.Dense(5, name="logits")(x))
+
+
+def randomize(net, seed=0):
+    """Random BatchNorm statistics, negative gammas among them, and random biases, as a training leaves them."""
+    rng = np.random.default_rng(seed)
+    for layer in net.layers:
+        if isinstance(layer, L.BatchNormalization):
+            c = layer.gamma.shape[0]
+            gamma = rng.uniform(0.3, 2, c) * np.where(np.arange(c) % 3 == 1, -1, 1)
+            layer.set_weights([gamma, rng.normal(0, 0.5, c), rng.normal(0, 0.5, c), rng.uniform(0.3, 2, c)])
+        elif getattr(layer, "use_bias", False):
+            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
+    return net
+
+
+def made_student(net, scheme, seed=0):
+    keras.utils.set_random_seed(seed)
+    student = kerakd.quantize(randomize(net(), seed), scheme)
+    kerakd.calibrate(student, noise(64, student.input_shape[1:], seed=9))
+    return student
+
+
+@dataclasses.dataclass
+class Case:
+    scheme: Scheme
+    student: keras.Model
+    file: bytes
+    before: list  # the bytes of the weights, before the student was converted
+
+
+def weight_bytes(model):
+    return [weight.numpy().tobytes() for weight in model.weights]
+
+
+def converted(scheme, container="int8"):
+    student = made_student(residual_net, scheme)
+    before = weight_bytes(student)
+    return Case(scheme, student, to_tflite(student, container), before)
+
+
+@pytest.fixture(scope="module", params=SCHEMES)
+def case(request):
+    return converted(SCHEMES[request.param])
+
+
+def codes_apart(student, data, images):
+    """The differences of the file's logits from the snapped copy's, in steps of the output's grid."""
+    step = float(student.layers[-1].step_size)
+    return np.rint(runtime.run(data, images) / step) - np.rint(reference.logits(snap(student), images) / step)
+
+
+def assert_same_logits(student, data, images):
+    assert np.ptp(runtime.run(data, images), axis=0).min() > 0  # every logit depends on the image
+    np.testing.assert_array_equal(codes_apart(student, data, images), 0)
+
+
+def assert_exact(student, data, images):
+    proof = verify(student, data, images)
+    assert proof.exact and proof.max_steps == 0, str(proof)
+    return proof
+
+
+def trained_codes(kernel, quantizer, interval):
+    """(codes, step) by the formulas of the papers, in NumPy."""
+    if isinstance(quantizer, Ternary):
+        mask = np.abs(kernel) > 0.7 * np.abs(kernel).mean()
+        return np.sign(kernel) * mask, np.abs(kernel)[mask].mean()
+    top = 2 ** (quantizer.bits - 1) - 1
+    step = interval / top
+    return np.rint(np.clip(kernel / step, -top, top)), step
+
+
+def test_codes_steps_and_biases_in_the_file_are_the_trained_ones_folded(case):
+    model = flatfile.read(case.file)
+    tensors = model.subgraphs[0].tensors
+    for (op, kernel, bias), (name, (norm, source)) in zip(flatfile.weighted(model), LAYERS.items(), strict=True):
+        quantizer = Interval(8) if name in ("first", "logits") else case.scheme.weights
+        wrapper, grid = case.student.get_layer(name), case.student.get_layer(source)
+        ((variable, _, variables),) = wrapper.kernels
+        codes, step = trained_codes(variable.numpy().astype(np.float64), quantizer, variables.get("interval", np.nan) if variables else np.nan)
+        gain, shift = 1.0, 0.0
+        if norm:
+            gamma, beta, mean, variance = case.student.get_layer(norm).get_weights()
+            gain = gamma.astype(np.float64) / np.sqrt(variance + 1e-3)
+            shift = beta - mean * gain
+            assert (gain < 0).any() and (gain > 0).any()
+        else:
+            shift = wrapper.layer.bias.numpy()
+        headroom = 127 // (1 if isinstance(quantizer, Ternary) else 2 ** (quantizer.bits - 1) - 1)
+        assert flatfile.TYPES[kernel.type] == "INT8" and flatfile.TYPES[bias.type] == "INT32"
+        np.testing.assert_array_equal(flatfile.values(model, kernel), np.moveaxis(codes * np.sign(gain) * headroom, -1, 0))
+        expected = np.asarray(step * np.abs(gain) / headroom)
+        np.testing.assert_allclose(kernel.quantization.scale, np.broadcast_to(expected, len(kernel.quantization.scale)), rtol=2**-16)
+        assert not np.any(kernel.quantization.zeroPoint)
+        x = tensors[op.inputs[0]].quantization
+        high = grid.quantizer.levels()[1]
+        slack = 2.1e-3 if source in ("add_relu_out", "pool_out") else 2**-16  # sums and means are moved off their ties
+        np.testing.assert_allclose(x.scale, grid.quantizer_variables["interval"].numpy() / high, rtol=slack)
+        assert x.zeroPoint.tolist() == [127 - high]
+        unit = x.scale * kernel.quantization.scale.astype(np.float64)
+        np.testing.assert_allclose(flatfile.values(model, bias) * unit, np.broadcast_to(shift, bias.shape), rtol=0, atol=0.51 * unit.max())
+
+
+def test_every_logit_is_the_snapped_students(case):
+    assert_same_logits(case.student, case.file, noise())
+
+
+def test_no_tensor_is_float_but_the_ends_and_xnnpack_takes_it_all(case):
+    counted = flatfile.census(case.file)
+    assert counted["float_tensors"] == []
+    assert counted["weights"] == {"INT8": 5}
+    assert counted["operators"] == {"QUANTIZE": 1, "CONV_2D": 4, "ADD": 1, "MEAN": 1, "FULLY_CONNECTED": 1, "DEQUANTIZE": 1}
+    assert runtime.not_delegated(case.file) == []
+
+
+def test_middle_kernels_hold_at_most_the_codes_of_their_bits(case):
+    top = case.scheme.weights.levels()[1]
+    for kernel in flatfile.census(case.file)["kernels"][1:-1]:
+        assert set(kernel["codes"]) <= {code * (127 // top) for code in range(-top, top + 1)}
+
+
+def test_settling_brings_the_float_student_nearer_to_its_file_and_settles(case):
+    images = noise()
+    once = settle(case.student)
+    twice = settle(once)
+    file, step = runtime.run(case.file, images), float(case.student.layers[-1].step_size)
+    before, after = (np.abs(model.predict(images, verbose=0) - file).mean() / step for model in (case.student, once))
+    assert after < before
+    assert after < 0.02  # what float32's own noise leaves
+    for a, b in zip(once.weights, twice.weights, strict=True):
+        np.testing.assert_allclose(b.numpy(), a.numpy(), rtol=2e-6, atol=1e-6, err_msg=a.name)
+    first, second = folding.fold(case.student), folding.fold(once)
+    for name, linear in first.linears.items():
+        np.testing.assert_array_equal(second.linears[name].codes, linear.codes)
+        np.testing.assert_allclose(second.linears[name].steps, linear.steps, rtol=2**-16)
+    for name, grid in first.grids.items():
+        assert second.grids[name] == grid
+
+
+def test_the_callers_model_is_untouched(case):
+    assert weight_bytes(case.student) == case.before  # by to_tflite
+    layers = [layer.get_config() for layer in case.student.layers]
+    snapped, settled = snap(case.student), settle(case.student)
+    verify(case.student, case.file, noise(4))
+    assert weight_bytes(case.student) == case.before
+    for copy in (snapped, settled):  # nothing is shared with the copies
+        copy.set_weights([weight * 0 for weight in copy.get_weights()])
+    assert weight_bytes(case.student) == case.before
+    assert [layer.get_config() for layer in case.student.layers] == layers
+
+
+def test_the_proof_of_the_right_file_is_exact(case):
+    proof = assert_exact(case.student, case.file, noise(60))
+    assert (proof.container, proof.images, proof.logits, proof.dead_channels, proof.not_delegated) == ("int8", 60, 300, 0, [])
+    assert str(proof).startswith("int8 container: 300 of 300 logits of 60 images equal (100.00%)")
+
+
+@pytest.fixture(scope="module", params=PACKED)
+def packed(request):
+    return converted(SCHEMES[request.param], "int4")
+
+
+def test_the_small_container_stores_the_middle_in_4_bits(packed):
+    counted = flatfile.census(packed.file)
+    assert [kernel["type"] for kernel in counted["kernels"]] == ["INT8", "INT4", "INT4", "INT4", "INT8"]
+    top = packed.scheme.weights.levels()[1]
+    for kernel in counted["kernels"][1:-1]:
+        assert set(kernel["codes"]) <= {code * (7 // top) for code in range(-top, top + 1)}
+    assert counted["float_tensors"] == []
+
+
+def test_the_unpacked_small_container_is_exact(packed):
+    proof = assert_exact(packed.student, unpack(packed.file), noise())
+    assert (proof.container, proof.not_delegated) == ("int8", [])
+
+
+def test_the_small_container_holds_every_code(packed):
+    proof = verify(packed.student, packed.file, noise(20))
+    assert (proof.container, proof.codes_equal, proof.float_tensors) == ("int4", 1.0, [])
+
+
+def test_a_projection_shortcut_is_exact():
+    student = made_student(lambda: kerakd.models.build("resnet8", SHAPE, 10, 0.25), SCHEMES["W4A4"])
+    assert_exact(student, to_tflite(student), noise())
+
+
+# Other nets
+
+
+def plain_net():
+    inputs = keras.Input(SHAPE)
+    x = L.Conv2D(4, 3, activation="relu", name="first")(inputs)
+    x = L.ReLU(name="relu")(L.Conv2D(5, 3, name="middle")(x))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
+def depthwise_net():
+    inputs = keras.Input(SHAPE)
+    x = conv(inputs, 4, "first")
+    for n, multiplier in enumerate((1, 2)):
+        x = L.DepthwiseConv2D(3, depth_multiplier=multiplier, padding="same", use_bias=bool(n), name=f"middle{n}")(x)
+        x = L.ReLU()(L.BatchNormalization()(x))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
+def dense_net():
+    inputs = keras.Input(SHAPE)
+    x = L.Dense(12, activation="relu", name="first")(L.Flatten()(inputs))
+    x = L.ReLU()(L.BatchNormalization()(L.Dense(8, name="middle")(x)))
+    return keras.Model(inputs, L.Dense(3, name="logits")(x))
+
+
+def padded_net():
+    inputs = keras.Input(SHAPE)
+    x = conv(inputs, 4, "first", stride=2)
+    x = L.Conv2D(5, 3, 2, padding="valid", name="middle")(L.ZeroPadding2D(((1, 0), (0, 1)))(x))
+    x = L.ReLU()(L.BatchNormalization()(x))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
+def pooled_net():
+    inputs = keras.Input(SHAPE)
+    x = L.MaxPooling2D(2)(conv(inputs, 4, "first"))
+    x = L.MaxPooling2D(3, 1, padding="same")(conv(x, 4, "middle"))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
+PER_CHANNEL = Interval(3, per_channel=True)
+
+
+@pytest.mark.parametrize(
+    "net, weights",
+    [
+        (plain_net, PER_CHANNEL),
+        (depthwise_net, PER_CHANNEL),
+        (depthwise_net, Ternary()),
+        (dense_net, PER_CHANNEL),
+        (dense_net, Ternary()),
+        (padded_net, Ternary()),
+        (pooled_net, Interval(5)),
+    ],
+)
+def test_each_kind_of_layer_is_exact(net, weights):
+    student = made_student(net, Scheme(weights, Interval(4)))
+    data = to_tflite(student)
+    assert assert_exact(student, data, noise(200)).not_delegated == []
+    assert_same_logits(student, data, noise(200))
+
+
+def test_the_file_answers_the_same_by_any_type_of_input_and_output(small):
+    student, float_file = small
+    images, logits = noise(60), {}
+    for io, dtype in (("float32", np.float32), ("int8", np.int8), ("uint8", np.uint8)):
+        data = float_file if io == "float32" else to_tflite(student, io=io)
+        made = runtime.interpreter(data)
+        assert made.get_input_details()[0]["dtype"] == made.get_output_details()[0]["dtype"] == dtype
+        logits[io] = runtime.run(data, images)
+    np.testing.assert_array_equal(logits["int8"], logits["float32"])
+    np.testing.assert_array_equal(logits["uint8"], logits["float32"])
+
+
+# What the converter gets wrong, or refuses, unless the folding minds it
+
+
+def gamma_zero(student):
+    student.get_layer("middle_bn").gamma.assign([1.0, 0.0, -1.0, 0.5])
+
+
+def gamma_tiny(student):
+    student.get_layer("middle_bn").gamma.assign([1.0, 1e-7, -1.0, 0.5])
+
+
+def bias_beyond_its_grid(student):
+    student.get_layer("middle_bn").gamma.assign([1.0, 1e-3, -1.0, 0.5])
+    student.get_layer("middle_bn").beta.assign([0.1, 1e4, -0.1, 0.0])
+
+
+@pytest.mark.parametrize("spoil", [gamma_zero, gamma_tiny, bias_beyond_its_grid])
+def test_a_channel_beyond_integers_becomes_its_constant(spoil):
+    student = made_student(pooled_net, SCHEMES["W3A3 per channel"])
+    spoil(student)
+    data = to_tflite(student)
+    proof = assert_exact(student, data, noise(100))
+    assert (proof.dead_channels, proof.not_delegated) == (1, [])
+    linear = folding.fold(student).linears["middle"]
+    assert linear.dead == [1] and not linear.codes[..., 1].any() and linear.codes[..., 0].any()
+    gamma, beta, mean, variance = student.get_layer("middle_bn").get_weights()
+    constant = (beta - mean * gamma / np.sqrt(variance + 1e-3))[1]  # 1e4 is beyond the clip of its quantizer: any large bias is the same
+    assert linear.bias[1] * linear.unit[1] == pytest.approx(constant, rel=1e-4, abs=linear.y.step / 100)
+
+
+@pytest.mark.parametrize("weights", [Interval(3, per_channel=True), Ternary()], ids=["per channel", "per tensor"])
+def test_biases_that_are_all_the_same_arrive(weights):
+    student = made_student(plain_net, Scheme(weights, Interval(4)))
+    student.get_layer("middle").layer.bias.assign(np.full(5, 0.25))
+    linear = folding.fold(student).linears["middle"]
+    np.testing.assert_allclose(linear.bias * linear.steps * linear.x.step, 0.25, atol=1.6 * (linear.steps * linear.x.step).max())
+    assert_exact(student, to_tflite(student), noise(100))
+
+
+def test_biases_of_the_same_number_of_units_on_different_grids_arrive():
+    student = made_student(plain_net, Scheme(Interval(3, per_channel=True), Interval(4)))
+    linear = folding.fold(student).linears["middle"]
+    student.get_layer("middle").layer.bias.assign(500 * linear.steps * linear.x.step)
+    assert folding.fold(student).linears["middle"].bias.tolist() == [501, 500, 500, 500, 500]
+    assert_exact(student, to_tflite(student), noise(100))
+
+
+# Ties
+
+
+def tied_student():
+    """An addition whose every odd sum, and a mean of which some sums, lie half-way between two codes."""
+    inputs = keras.Input((4, 4, 2))
+    x = L.Add(name="add")([L.Conv2D(3, 1, name="a")(inputs), L.Conv2D(3, 1, name="b")(inputs)])
+    x = L.GlobalAveragePooling2D(name="pool")(L.ReLU(name="relu")(x))
+    net = keras.Model(inputs, L.Dense(3)(x))
+    student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, noise(20, (4, 4, 2)))
+    for name, step in {"a_out": 2**-6, "b_out": 2**-6, "relu_out": 2**-5, "pool_out": 2**-5 * 5 / 8}.items():
+        layer = student.get_layer(name)
+        layer.quantizer_variables["interval"].assign(step * layer.quantizer.levels()[1])
+    return student
+
+
+def wrong_sums(folded):
+    """How many pairs of operand codes the runtime adds otherwise than a float64 model rounds."""
+    a, b, y = (folded.grids[name] for name in ("a_out", "b_out", "relu_out"))
+    codes = np.arange(-128, 128)
+    file = arithmetic.add_xnnpack(codes[:, None], codes, a.quantization, b.quantization, y.quantization, y.zero, 127)
+    real = (codes[:, None] * a.step + codes * b.step) * np.float64(np.float32(1) / np.float32(y.step))
+    return np.count_nonzero(file != np.clip(np.rint(real.astype(np.float32)), 0, y.high) + y.zero)
+
+
+def wrong_means(folded):
+    x, y = folded.grids["relu_out"], folded.grids["pool_out"]
+    totals = np.arange(16 * x.high + 1)
+    file = arithmetic.mean_xnnpack(totals + 16 * x.zero, 16, x.quantization, y.quantization)
+    real = totals * x.step / 16 * np.float64(np.float32(1) / np.float32(y.step))
+    return np.count_nonzero(file != np.clip(np.rint(real.astype(np.float32)), 0, y.high) + y.zero)
+
+
+@pytest.mark.parametrize("wrong", [wrong_sums, wrong_means])
+def test_the_output_step_is_moved_off_the_ties(wrong, monkeypatch):
+    student = tied_student()
+    moved = folding.fold(student)
+    assert wrong(moved) == 0
+    for name in ("relu_out", "pool_out"):
+        assert moved.grids[name].step == pytest.approx(float(student.get_layer(name).step_size), rel=2.1e-3)
+    monkeypatch.setattr(folding, "_avoid_ties", lambda *args: None)
+    assert wrong(folding.fold(student)) > 0
+
+
+# The proof against files of another network
+
+
+def flipped(data, layer=1):
+    """The file with one weight code of its second layer changed by one."""
+    model = flatfile.read(data)
+    kernel = list(flatfile.weighted(model))[layer][1]
+    raw = np.array(model.buffers[kernel.buffer].data, np.uint8)
+    raw[0] ^= 1
+    model.buffers[kernel.buffer].data = raw
+    return flatfile.write(model)
+
+
+@pytest.fixture(scope="module")
+def small():
+    student = made_student(plain_net, SCHEMES["W4A4"])
+    return student, to_tflite(student)
+
+
+def test_the_proof_sees_one_changed_code(small):
+    student, data = small
+    count = sum(linear.codes.size for linear in folding.fold(student).linears.values())
+    proof = verify(student, flipped(data), noise(10))
+    assert proof.codes_equal == pytest.approx(1 - 1 / count, abs=1e-9) and proof.codes_equal < 1 and not proof.exact
+
+
+def test_the_proof_sees_the_file_of_another_student(small):
+    proof = verify(made_student(plain_net, SCHEMES["W4A4"], seed=1), small[1], noise(40))
+    assert proof.codes_equal < 0.9 and proof.logits_equal < 0.9 and proof.max_steps > 0 and not proof.exact
+
+
+# Refusals
+
+
+def uncalibrated():
+    return kerakd.quantize(plain_net(), SCHEMES["W4A4"])
+
+
+def with_nan():
+    student = made_student(plain_net, SCHEMES["W4A4"])
+    student.get_layer("middle").layer.bias.assign([1, 2, np.nan, 4, 5])
+    return student
+
+
+def called_twice():
+    inputs = keras.Input(SHAPE)
+    x, twice = conv(inputs, 4, "first"), L.Conv2D(4, 3, padding="same", activation="relu", name="twice")
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(3)(L.Flatten()(twice(twice(x))))), SCHEMES["W4A4"])
+    kerakd.calibrate(student, noise(8))
+    return student
+
+
+def float_activations():
+    student = kerakd.quantize(plain_net(), Scheme(KBit(4), None))
+    kerakd.calibrate(student, noise(8))
+    return student
+
+
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (uncalibrated, r"received none for .*first_out, relu_out.*call kerakd\.calibrate"),
+        (with_nan, "NaN or infinity in .*bias"),
+        (plain_net, r"expected a student made by kerakd\.quantize"),
+        (called_twice, "'twice' called twice; give each call a layer of its own"),
+        (float_activations, "expected quantized tensors on both sides of 'first'"),
+        (lambda: "model.keras", "expected a tf_keras model, received str"),
+    ],
+)
+def test_a_model_that_cannot_be_integers_is_refused(make, words):
+    model = make()
+    for use in (to_tflite, snap, settle):
+        with pytest.raises(BadInput, match=words):
+            use(model)
+
+
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        ({"container": "int2"}, "container: expected one of int8, int4, received 'int2'"),
+        ({"io": "float16"}, "io: expected one of float32, int8, uint8, received 'float16'"),
+    ],
+)
+def test_an_unknown_option_is_refused(small, options, words):
+    with pytest.raises(BadInput, match=words):
+        to_tflite(small[0], **options)
+
+
+@pytest.mark.parametrize("words, cut", [("end too early or are damaged", lambda d: d[: len(d) // 2]), ("without its mark TFL3", lambda d: b"?" * 99)])
+def test_the_proof_refuses_what_is_not_a_whole_file(small, words, cut):
+    with pytest.raises(BadInput, match=words):
+        verify(small[0], cut(small[1]), noise(2))
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 8), (2, 8, 8, 3), (2, 4, 4, 1), (0, 8, 8, 1)])
+def test_the_proof_refuses_images_of_another_shape(small, shape):
+    with pytest.raises(BadInput, match=r"images: expected at least one of shape \(8, 8, 1\), received"):
+        verify(*small, np.zeros(shape, np.float32))
+
+
+def test_the_runtime_refuses_images_of_another_shape(small):
+    with pytest.raises(BadInput, match=r"images: expected .*8.* each, as the file takes them, received \(4, 4, 1\)"):
+        runtime.run(small[1], np.zeros((2, 4, 4, 1), np.float32))
+
+
+def test_snapped_copies_compute_in_float64(small):
+    assert snap(small[0])(tf.zeros((1, *SHAPE), tf.float64)).dtype == tf.float64
