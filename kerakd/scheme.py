@@ -1,6 +1,7 @@
 """Which tensor gets which quantizer: the scheme, its attachment to a model, and the calibration of its intervals."""
 
 import dataclasses
+import itertools
 import re
 import sys
 
@@ -60,7 +61,13 @@ class Scheme:
 
 @dataclasses.dataclass
 class Plan:
-    """What `quantize` will do: a quantizer or None for each call's kernel and for each call's output, in the order of the calls."""
+    """What `quantize` will do, in the order of the calls.
+
+    kernels: a quantizer or None for each call's kernel.
+    outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
+    input: the quantizer of the model's inputs, or None.
+    float_layers: names of the layers that stay float.
+    """
 
     kernels: list
     outputs: list
@@ -108,16 +115,56 @@ def plan(model, scheme):
     if not weighted:
         raise BadInput(f"model: expected at least one convolution or dense layer, received {model.name!r} with none; there is nothing to quantize")
     _check_overrides(scheme, calls)
-    never_negative, kernels, outputs, floats = {}, [], [], []
+    never_negative = {}
     for call in calls:
         sign = _never_negative(call, never_negative)
         never_negative.update((id(value), sign) for value in call.outputs)
-        kernels.append(_kernel_quantizer(call, weighted, scheme) if kernel_name(call.layer) else None)
-        outputs.append(_output_quantizer(call, weighted, scheme, "unsigned" if sign else "signed"))
-        if isinstance(call.layer, FLOAT) or (call.layer.weights and not kernel_name(call.layer) and not isinstance(call.layer, L.BatchNormalization)):
-            floats.append(call.layer.name)
+    groups = _groups(calls)
+    kinds = {}  # of each group: signed if any of its tensors is
+    for call in calls:
+        kinds[groups[id(call)]] = kinds.get(groups[id(call)], True) and never_negative[id(call.outputs[0])]
+    kernels = [_kernel_quantizer(call, weighted, scheme) if kernel_name(call.layer) else None for call in calls]
+    outputs = []
+    for call in calls:
+        quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
+        outputs.append(quantizer and (quantizer, groups[id(call)]))
+    floats = [call.layer.name for call in calls if _stays_float(call)]
     bits = scheme.first if scheme.activations is not None else None
     return Plan(kernels, outputs, bits and Interval(8).for_tensor("signed"), floats)
+
+
+def _stays_float(call):
+    layer = call.layer
+    return isinstance(layer, FLOAT) or bool(layer.weights and not kernel_name(layer) and not isinstance(layer, L.BatchNormalization))
+
+
+def _groups(calls):
+    """{id(call): group}: calls whose outputs meet in a concatenation, past layers that only pass values on, are one group.
+
+    An integer concatenation only copies, so its operands must be on one grid.
+    """
+    parent = {id(call): id(call) for call in calls}
+
+    def root(key):
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    for call in calls:
+        if isinstance(call.layer, L.Concatenate):
+            for value in call.inputs:
+                for source in _sources(value.call):
+                    parent[root(id(source))] = root(id(call))
+    return {id(call): root(id(call)) for call in calls}
+
+
+def _sources(call):
+    """The calls whose values `call` passes on: itself, unless it is transparent."""
+    if call is None:
+        return []
+    if isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
+        return [call, *(source for value in call.inputs for source in _sources(value.call))]
+    return [call]
 
 
 def _check_overrides(scheme, calls):
@@ -147,6 +194,8 @@ def _output_quantizer(call, weighted, scheme, kind):
     reader = call.sole_reader
     if isinstance(call.layer, (*TRANSPARENT, *FLOAT)) or (reader is not None and fuses(call, reader)):
         return None
+    if isinstance(call.layer, L.Concatenate) and all(_sources(value.call) for value in call.inputs):
+        return None  # its operands are quantized together
     rule = _rule(scheme, call.layer) or scheme
     if rule.activations is None:
         return None
@@ -182,7 +231,7 @@ def quantize(model, scheme):
     todo = plan(model, scheme)
     if todo.float_layers and scheme.activations is not None:
         print(f"kerakd: left in float, as it has no integer form: {', '.join(todo.float_layers)}", file=sys.stderr)
-    made, steps = {}, iter(zip(todo.kernels, todo.outputs))
+    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, strict=True))
 
     def attach(layer, args, kwargs):
         kernel, output = next(steps)
@@ -192,11 +241,13 @@ def quantize(model, scheme):
         outputs = made[id(layer)][1](*args, **kwargs)
         if output is None:
             return outputs
-        suffix = "" if len(layer._inbound_nodes) == 1 else f"_{sum(n.startswith(layer.name + '_out') for n in names)}"
-        names.append(f"{layer.name}_out{suffix}")
-        return tf.nest.map_structure(lambda x: QuantizedActivation(output, name=names[-1])(x), outputs)
+        quantizer, group = output
+        if group not in quantizers:
+            taken = {layer.name for layer in quantizers.values()}
+            name = next(n for n in itertools.chain([f"{layer.name}_out"], (f"{layer.name}_out{k}" for k in itertools.count(2))) if n not in taken)
+            quantizers[group] = QuantizedActivation(quantizer, name=name)
+        return tf.nest.map_structure(quantizers[group], outputs)
 
-    names = []
     on_input = (lambda x: QuantizedActivation(todo.input, name=f"{x.node.layer.name}_out")(x)) if todo.input else (lambda x: x)
     student = graph.rebuild(model, attach, on_input)
     for layer, copy in made.values():
@@ -224,10 +275,14 @@ def calibrate(model, images, rule="max"):
         if not bool(tf.reduce_all(tf.math.is_finite(batch))):
             raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
     _fit_weight_intervals(model, rule)
+    seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
 
     def run(layer, args, kwargs):
         if isinstance(layer, QuantizedActivation):
             _fit(layer.quantizer, args[0], layer.quantizer_variables, rule)
+            for variable in layer.quantizer_variables.values():
+                variable.assign(tf.maximum(variable, seen.get(layer.name, variable)))
+                seen[layer.name] = tf.identity(variable)
         elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
             quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
             _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)

@@ -3,9 +3,16 @@
 import functools
 
 from kerakd.errors import BadInput
-from kerakd.models.resnet import resnet_cifar
+from kerakd.models.mobilenet import efficientnet_lite0, mobilenet_v2
+from kerakd.models.resnet import IMAGENET, resnet_cifar, resnet_imagenet, resnet_v2_cifar
 
-BY_NAME = {f"resnet{depth}": functools.partial(resnet_cifar, depth) for depth in (8, 14, 20, 32, 44, 56, 110)}
+BY_NAME = {
+    **{f"resnet{depth}": functools.partial(resnet_cifar, depth) for depth in (8, 14, 20, 32, 44, 56, 110)},
+    **{f"resnet{depth}v2": functools.partial(resnet_v2_cifar, depth) for depth in (8, 20, 56)},
+    **{f"resnet{depth}": functools.partial(resnet_imagenet, depth) for depth in IMAGENET},
+    "mobilenet_v2": mobilenet_v2,
+    "efficientnet_lite0": efficientnet_lite0,
+}
 
 
 def build(name, input_shape, classes, width=1.0):

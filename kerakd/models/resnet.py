@@ -1,30 +1,46 @@
-"""Residual networks for small images: ResNet-8 to ResNet-110 (He et al. 2016, section 4.2)."""
+"""Residual networks: for small images ResNet-8 to ResNet-110, for ImageNet ResNet-18 to ResNet-152, and ResNetV2."""
 
 import tf_keras as keras
+
+from kerakd.models.layers import classifier, conv, norm
 
 L = keras.layers
 
 
-def _conv(x, filters, size, stride, name):
-    return L.Conv2D(filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
+def _basic(x, filters, stride, name):
+    """Two 3x3 convolutions (He et al. 2016, figure 2)."""
+    y = norm(conv(x, filters, 3, stride, name=f"{name}_conv1"), f"{name}_1", "relu")
+    return norm(conv(y, filters, 3, name=f"{name}_conv2"), f"{name}_2"), filters
 
 
-def _norm(x, name, relu=True):
-    x = L.BatchNormalization(momentum=0.9, epsilon=1e-5, name=f"{name}_bn")(x)
-    return L.ReLU(name=f"{name}_relu")(x) if relu else x
+def _bottleneck(x, filters, stride, name):
+    """1x1, 3x3, 1x1 to four times the filters, the stride in the 3x3 (He et al. 2016, figure 5; the stride as in torch's ResNet)."""
+    y = norm(conv(x, filters, 1, name=f"{name}_conv1"), f"{name}_1", "relu")
+    y = norm(conv(y, filters, 3, stride, name=f"{name}_conv2"), f"{name}_2", "relu")
+    return norm(conv(y, 4 * filters, 1, name=f"{name}_conv3"), f"{name}_3"), 4 * filters
 
 
-def _block(x, filters, stride, name):
-    shortcut = x
-    y = _norm(_conv(x, filters, 3, stride, f"{name}_conv1"), f"{name}_1")
-    y = _norm(_conv(y, filters, 3, 1, f"{name}_conv2"), f"{name}_2", relu=False)
-    if stride != 1 or x.shape[-1] != filters:
-        shortcut = _norm(_conv(x, filters, 1, stride, f"{name}_shortcut"), f"{name}_s", relu=False)
-    return L.ReLU(name=f"{name}_relu")(L.Add(name=f"{name}_add")([y, shortcut]))
+def _residual(x, branch, filters, stride, name):
+    y, width = branch(x, filters, stride, name)
+    if stride != 1 or x.shape[-1] != width:
+        x = norm(conv(x, width, 1, stride, name=f"{name}_shortcut"), f"{name}_s")
+    return L.ReLU(name=f"{name}_relu")(L.Add(name=f"{name}_add")([y, x]))
+
+
+def _stages(x, branch, filters, blocks):
+    for stage, (width, count) in enumerate(zip(filters, blocks, strict=True)):
+        for block in range(count):
+            x = _residual(x, branch, width, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
+    return x
+
+
+def _scaled(filters, width):
+    return [max(1, round(count * width)) for count in filters]
 
 
 def resnet_cifar(depth, input_shape, classes, width=1.0):
-    """ResNet-`depth`, depth = 6n + 2: three stages of n blocks with 16, 32, 64 times `width` channels, projection shortcuts.
+    """ResNet-`depth`, depth = 6n + 2: three stages of n blocks with 16, 32, 64 times `width` channels, projection shortcuts
+    (He et al. 2016, section 4.2).
 
     Args:
         input_shape: (height, width, channels), float images about zero.
@@ -32,10 +48,41 @@ def resnet_cifar(depth, input_shape, classes, width=1.0):
     Returns: a functional model, images [batch, height, width, channels] -> logits [batch, classes].
     """
     inputs = keras.Input(input_shape, name="image")
-    channels = [max(1, round(c * width)) for c in (16, 32, 64)]
-    x = _norm(_conv(inputs, channels[0], 3, 1, "conv"), "conv")
-    for stage, filters in enumerate(channels):
+    filters = _scaled((16, 32, 64), width)
+    x = norm(conv(inputs, filters[0], 3, name="conv"), "conv", "relu")
+    return classifier(_stages(x, _basic, filters, [(depth - 2) // 6] * 3), inputs, classes, f"resnet{depth}")
+
+
+IMAGENET = {
+    18: (_basic, (2, 2, 2, 2)),
+    34: (_basic, (3, 4, 6, 3)),
+    50: (_bottleneck, (3, 4, 6, 3)),
+    101: (_bottleneck, (3, 4, 23, 3)),
+    152: (_bottleneck, (3, 8, 36, 3)),
+}
+
+
+def resnet_imagenet(depth, input_shape, classes, width=1.0):
+    """ResNet-`depth` of IMAGENET: 7x7 stem of stride 2, max pooling, four stages (He et al. 2016, table 1). As `resnet_cifar`."""
+    inputs = keras.Input(input_shape, name="image")
+    branch, blocks = IMAGENET[depth]
+    filters = _scaled((64, 128, 256, 512), width)
+    x = norm(conv(inputs, filters[0], 7, 2, name="conv"), "conv", "relu")
+    x = L.MaxPooling2D(3, 2, padding="same", name="maxpool")(x)
+    return classifier(_stages(x, branch, filters, blocks), inputs, classes, f"resnet{depth}")
+
+
+def resnet_v2_cifar(depth, input_shape, classes, width=1.0):
+    """Pre-activation ResNet-`depth`, depth = 6n + 2 (He et al. 2016b, figure 4e). As `resnet_cifar`."""
+    inputs = keras.Input(input_shape, name="image")
+    filters = _scaled((16, 32, 64), width)
+    x = conv(inputs, filters[0], 3, name="conv")
+    for stage, count in enumerate(filters):
         for block in range((depth - 2) // 6):
-            x = _block(x, filters, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
-    x = L.GlobalAveragePooling2D(name="pool")(x)
-    return keras.Model(inputs, L.Dense(classes, name="logits")(x), name=f"resnet{depth}")
+            name, stride = f"stage{stage + 1}_block{block + 1}", 2 if stage and not block else 1
+            y = norm(x, f"{name}_1", "relu")
+            if stride != 1 or x.shape[-1] != count:
+                x = conv(y, count, 1, stride, name=f"{name}_shortcut")
+            y = norm(conv(y, count, 3, stride, name=f"{name}_conv1"), f"{name}_2", "relu")
+            x = L.Add(name=f"{name}_add")([conv(y, count, 3, name=f"{name}_conv2"), x])
+    return classifier(norm(x, "last", "relu"), inputs, classes, f"resnet{depth}v2")

@@ -35,6 +35,13 @@ def add_xnnpack(a, b, a_q, b_q, y_q, low=-128, high=127):
     return clamp(((acc + (1 << (shift - 1))) >> shift) + y_q[1], low, high)
 
 
+def mul_xnnpack(a, b, a_q, b_q, y_q, low=-128, high=127):
+    """MUL: rint(float32(a * b) * float32(float32(s_a * s_b) / s_y)) + zero_y, clamped."""
+    product = (np.asarray(a, i64) - a_q[1]) * (np.asarray(b, i64) - b_q[1])
+    factor = f32(a_q[0]) * f32(b_q[0]) / f32(y_q[0])
+    return clamp(np.rint(product.astype(f32) * factor).astype(i64) + y_q[1], low, high)
+
+
 def mean_xnnpack(total, count, x_q, y_q):
     """MEAN over `count` values: rint(float32(total) * m + b), m = s_x/s_y * 1/count, b = zero_y - count * zero_x * m, every step in float32.
 

@@ -9,7 +9,7 @@ from kerakd.errors import BadInput
 from kerakd.quiet import native_chatter_off
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
-from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
@@ -41,18 +41,17 @@ def to_tflite(model, container="int8", io="float32"):
 
 
 def _convert(model, folded, io):
-    constants = {}
+    constants = {name: _constant_layer(linear) for name, linear in folded.linears.items()}
 
     def lower(layer, args, kwargs):
         if layer.name in folded.absorbed:
             return args[0]
-        if isinstance(layer, QuantizedLayer):
-            if layer.name not in constants:
-                constants[layer.name] = _constant_layer(layer.layer, folded.linears[layer.name])
+        if layer.name in folded.linears:
             return constants[layer.name](args[0])
         if isinstance(layer, QuantizedActivation):
-            grid = folded.grids[layer.name]
-            return tf.quantization.fake_quant_with_min_max_vars(args[0], -(grid.zero + 128) * grid.step, (127 - grid.zero) * grid.step, num_bits=8)
+            return _on_grid(args[0], folded.grids[layer.name])
+        if layer.name in folded.joined:  # said again, as the converter does not carry a grid across a concatenation
+            return _on_grid(layer(*args, **kwargs), folded.joined[layer.name])
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
         return layer(*args, **kwargs)
@@ -67,8 +66,14 @@ def _convert(model, folded, io):
         return converter.convert()
 
 
-def _constant_layer(layer, linear):
+def _on_grid(x, grid):
+    """The stock op for an activation's grid: its range at 8 bits, whose top code is 127."""
+    return tf.quantization.fake_quant_with_min_max_vars(x, -(grid.zero + 128) * grid.step, (127 - grid.zero) * grid.step, num_bits=8)
+
+
+def _constant_layer(linear):
     """A function of the layer's input: the layer with fake-quantized constants for kernel and bias."""
+    layer = linear.layer()
     limits = (linear.steps * 127).astype(np.float32)
     kernel = (linear.codes.reshape(-1, len(limits)) * linear.steps).astype(np.float32)
     bias = tf.constant(linear.bias * linear.steps * linear.x.step, tf.float32)
@@ -80,15 +85,14 @@ def _constant_layer(layer, linear):
 
     if isinstance(layer, L.Dense):
         return _dense(layer, kernel, bias, limits, quantized)
-    clone = graph.clone_layer(layer, use_bias=True)
-    clone.build(_input_shape(layer, shape))
+    layer.build(_input_shape(layer, shape))
     depthwise = isinstance(layer, L.DepthwiseConv2D)
 
     def call(x):
         value = tf.reshape(quantized([*shape[:2], 1, len(limits)]), shape) if depthwise else quantized(shape)
-        object.__setattr__(clone, "depthwise_kernel" if depthwise else "kernel", value)
-        object.__setattr__(clone, "bias", bias)
-        return clone.call(x)
+        object.__setattr__(layer, "depthwise_kernel" if depthwise else "kernel", value)
+        object.__setattr__(layer, "bias", bias)
+        return layer.call(x)
 
     return call
 

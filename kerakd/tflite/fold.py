@@ -49,13 +49,16 @@ class Grid:
 
 @dataclasses.dataclass
 class Linear:
-    """A weighted layer with its BatchNorm, y[c] = sum(x * codes[..., c]) * x_step * steps[c] + bias[c] * x_step * steps[c].
+    """A linear operation with its BatchNorm, y[c] = sum(x * codes[..., c]) * x_step * steps[c] + bias[c] * x_step * steps[c].
 
-    codes int32, in the kernel's own shape; steps float64 [C]; bias int64 [C]; bits of the trained codes; names of the
-    channels whose multiplier is too small for integers (their codes are 0).
+    name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
+    a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
+    steps: float64 [C]. bias: int64 [C]. low, high: the trained codes' range. headroom: what they are multiplied by.
+    x, y: Grids. dead: channels whose multiplier is too small for integers; their codes are 0.
     """
 
     name: str
+    template: keras.layers.Layer
     codes: np.ndarray
     steps: np.ndarray
     bias: np.ndarray
@@ -71,6 +74,10 @@ class Linear:
         """What one unit of the accumulator is worth in the output, [C] float64: exactly XNNPACK's multiplier times the output step's inverse."""
         return arithmetic.multiplier(self.x.step, self.steps, self.y.step).astype(np.float64) / np.float64(np.float32(1) / np.float32(self.y.step))
 
+    def layer(self, **changes):
+        """A fresh Keras layer for these codes, with a bias."""
+        return graph.clone_layer(self.template, use_bias=True, **changes)
+
     @property
     def packs(self):
         """Whether the codes fit 4 bits."""
@@ -79,11 +86,12 @@ class Linear:
 
 @dataclasses.dataclass
 class Folded:
-    """grids by QuantizedActivation name, linears by layer name, and the names of the BatchNorms folded into them."""
+    """grids by QuantizedActivation name, linears by layer name, the names of the BatchNorms folded into them, grids of concatenations by name."""
 
     grids: dict
     linears: dict
     absorbed: set
+    joined: dict
 
 
 def headroom(high, container):
@@ -102,18 +110,21 @@ def fold(model, container="int8"):
     _check(model)
     calls = graph.calls(model)
     grids = {}  # by id of Value
-    folded = Folded({}, {}, set())
+    folded = Folded({}, {}, set(), {})
     for call in calls:
         if isinstance(call.layer, QuantizedActivation):
-            grid = _grid(call.layer)
-            _avoid_ties(call.inputs[0].call, grid, grids)
-            folded.grids[call.layer.name] = grid
-            grids[id(call.outputs[0])] = grid
-        elif isinstance(call.layer, TRANSPARENT):
-            grids[id(call.outputs[0])] = grids.get(id(call.inputs[0]))
+            if call.layer.name not in folded.grids:  # else one that tensors of a concatenation share
+                folded.grids[call.layer.name] = _grid(call.layer)
+                _avoid_ties(call.inputs[0].call, folded.grids[call.layer.name], grids)
+            grids[id(call.outputs[0])] = folded.grids[call.layer.name]
+        elif isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
+            known = [grids.get(id(value)) for value in call.inputs]
+            grids[id(call.outputs[0])] = known[0] if all(grid is known[0] for grid in known) else None
+            if isinstance(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
+                folded.joined[call.layer.name] = known[0]
     for call in calls:
-        if isinstance(call.layer, QuantizedLayer):
-            linear = _linear(call, grids, folded, container)
+        linear = _linear(call, grids, folded, container)
+        if linear is not None:
             if linear.name in folded.linears:
                 raise BadInput(f"model: expected every weighted layer to be called once, received {linear.name!r} called twice; give each call a layer of its own")
             folded.linears[linear.name] = linear
@@ -146,15 +157,15 @@ def _source(call):
 def _avoid_ties(call, grid, grids):
     """Moves grid.step by up to 0.2 % until XNNPACK computes an addition's or a mean's codes as the real numbers round."""
     call = _source(call)
-    if call is None or not isinstance(call.layer, (L.Add, L.GlobalAveragePooling2D)):
+    if call is None or type(call.layer) not in _AGREE:
         return
     operands = [grids.get(id(value)) for value in call.inputs]
-    if any(operand is None for operand in operands) or (isinstance(call.layer, L.Add) and len(operands) != 2):
+    if any(operand is None for operand in operands) or len(operands) > 2:
         return
     step = grid.step
     for k in range(400):  # 0, +, -, ++, --, ...
         grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
-        if isinstance(call.layer, L.Add) and _sums_agree(*operands, grid) or not isinstance(call.layer, L.Add) and _means_agree(call, operands[0], grid):
+        if _AGREE[type(call.layer)](call, operands, grid):
             return
     grid.step = step
 
@@ -165,39 +176,88 @@ def _round(values, grid):
     return np.clip(np.rint(ratio), grid.low, grid.high).astype(np.int64) + grid.zero
 
 
-def _sums_agree(a, b, y):
-    codes_a, codes_b = np.arange(a.low, a.high + 1)[:, None], np.arange(b.low, b.high + 1)[None]
+def _all_pairs(operands):
+    a, b = operands
+    return np.arange(a.low, a.high + 1)[:, None], np.arange(b.low, b.high + 1)[None]
+
+
+def _sums_agree(_, operands, y):
+    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
     file = arithmetic.add_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
     return np.array_equal(file, _round(codes_a * a.step + codes_b * b.step, y))
 
 
-def _means_agree(call, x, y):
+def _products_agree(_, operands, y):
+    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
+    file = arithmetic.mul_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
+    return np.array_equal(file, _round(codes_a * a.step * (codes_b * b.step), y))
+
+
+def _means_agree(call, operands, y):
+    (x,) = operands
     count = int(np.prod(call.layer.input_shape[1:3]))
     totals = np.arange(x.low * count, x.high * count + 1)
     file = arithmetic.mean_xnnpack(totals + count * x.zero, count, x.quantization, y.quantization)
     return np.array_equal(np.maximum(file, y.low + y.zero), _round(totals * x.step / count, y))
 
 
+_AGREE = {L.Add: _sums_agree, L.Multiply: _products_agree, L.GlobalAveragePooling2D: _means_agree}
+
+
 def _linear(call, grids, folded, container):
-    wrapper, layer = call.layer, call.layer.layer
-    norm = call.sole_reader if call.sole_reader and fuses(_unwrapped(call), call.sole_reader) and isinstance(call.sole_reader.layer, L.BatchNormalization) else None
-    x = grids.get(id(call.inputs[0]))
-    y = _output_grid(norm or call, grids)
+    """The Linear that begins with `call`, or None if it is no linear operation of its own."""
+    layer, norm = call.layer, None
+    if isinstance(layer, QuantizedLayer):
+        reader = call.sole_reader
+        norm = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(_unwrapped(call), reader) else None
+    elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.AveragePooling2D)):
+        return None
+    x, y = grids.get(id(call.inputs[0])), _output_grid(norm or call, grids)
     if x is None or y is None:
-        raise BadInput(f"model: expected quantized tensors on both sides of {wrapper.name!r}, received float ones; give the scheme activations to export to integers")
+        if not isinstance(layer, QuantizedLayer):
+            return None
+        raise BadInput(f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers")
     if norm:
         folded.absorbed.add(norm.layer.name)
-    ((kernel, quantizer, variables),) = wrapper.kernels
-    low, high = quantizer.levels()
-    codes = quantizer.codes(tf.convert_to_tensor(kernel), variables).numpy()
-    channels = layer.depthwise_kernel.shape[2] * layer.depthwise_kernel.shape[3] if isinstance(layer, L.DepthwiseConv2D) else codes.shape[-1]
-    gain, bias = _gain_and_bias(layer, norm and norm.layer, channels)
-    step = np.broadcast_to(quantizer.step(tf.convert_to_tensor(kernel), variables).numpy().astype(np.float64), [channels])
+    template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
     room = headroom(high, container)
-    steps = step * np.abs(gain) / room
     sign = np.where(gain < 0, -1, 1) * room
-    codes = (codes.reshape(-1, channels) * sign).reshape(codes.shape)
-    return _on_the_bias_grid(wrapper.name, codes, steps, bias, x, y, low, high, room)
+    codes = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape)
+    return _on_the_bias_grid(layer.name, template, codes, step * np.abs(gain) / room, bias, x, y, low, high, room)
+
+
+def _weighted_parts(call, norm):
+    """(template, codes, step [C], gain [C], bias [C], levels) of a quantized layer before its BatchNorm."""
+    layer = call.layer.layer
+    ((kernel, quantizer, variables),) = call.layer.kernels
+    kernel = tf.convert_to_tensor(kernel)
+    codes = quantizer.codes(kernel, variables).numpy()
+    channels = codes.shape[2] * codes.shape[3] if isinstance(layer, L.DepthwiseConv2D) else codes.shape[-1]
+    step = np.broadcast_to(quantizer.step(kernel, variables).numpy().astype(np.float64), [channels])
+    own = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(channels)
+    gain, bias = (np.ones(channels), own) if norm is None else _gain_and_bias(norm, own)
+    return layer, codes, step, gain, bias, quantizer.levels()
+
+
+def _norm_parts(call, _):
+    """A BatchNorm on its own: a depthwise 1x1 convolution with the one code 127, its step the gain / 127."""
+    gain, bias = _gain_and_bias(call.layer, 0.0)
+    codes = np.full([1, 1, len(gain), 1], 127)
+    return L.DepthwiseConv2D(1, name=call.layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
+
+
+def _pool_parts(call, _):
+    """Average pooling: a depthwise convolution with the one code 1, its step 1 / window. The builtin operator would leave XNNPACK."""
+    layer = call.layer
+    size = layer.pool_size[0] * layer.pool_size[1]
+    if layer.padding != "valid" and any(side % stride for side, stride in zip(layer.input_shape[1:3], layer.strides, strict=True)):
+        raise BadInput(f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'")
+    template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
+    channels = layer.input_shape[-1]
+    return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), (-1, 1)
+
+
+_PARTS = {QuantizedLayer: _weighted_parts, L.BatchNormalization: _norm_parts, L.AveragePooling2D: _pool_parts}
 
 
 def _unwrapped(call):
@@ -214,17 +274,14 @@ def _output_grid(call, grids):
     return reader and grids[id(reader.outputs[0])]
 
 
-def _gain_and_bias(layer, norm, channels):
-    """(gain [C], bias [C]) float64 of BatchNorm after a layer's own bias: y = gain * conv(x) + bias."""
-    own = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(channels)
-    if norm is None:
-        return np.ones(channels), own
+def _gain_and_bias(norm, before):
+    """(gain [C], bias [C]) float64 of a BatchNorm on x + before: y = gain * x + bias."""
     values = {v.name.split("/")[-1].split(":")[0]: v.numpy().astype(np.float64) for v in norm.weights}
     gain = values.get("gamma", 1.0) / np.sqrt(values["moving_variance"] + norm.epsilon)
-    return gain, (own - values["moving_mean"]) * gain + values.get("beta", 0.0)
+    return gain, (before - values["moving_mean"]) * gain + values.get("beta", 0.0)
 
 
-def _on_the_bias_grid(name, codes, steps, bias, x, y, low, high, room):
+def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room):
     """The Linear with its steps shortened and its bias on the accumulator's grid; channels beyond integers become constants."""
     # XNNPACK takes multipliers from 2^-32; a bias beyond 2^23 units is not exact in the float32 that carries it to the converter
     reach = np.maximum(np.abs(bias) / 2**23, y.step * 2.0**-31)
@@ -236,4 +293,4 @@ def _on_the_bias_grid(name, codes, steps, bias, x, y, low, high, room):
     units = np.rint(bias / (x.step * steps)).astype(np.int64)
     if len(units) > 1 and units[0] and (units == units[0]).all():
         units[0] += 1  # the converter takes channel 0's step for every channel of a bias with one value (export traps)
-    return Linear(name, codes, steps, units, low, high, room, x, y, [int(c) for c in dead])
+    return Linear(name, template, codes, steps, units, low, high, room, x, y, [int(c) for c in dead])

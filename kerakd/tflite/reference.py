@@ -8,6 +8,8 @@ from kerakd.quantizers import Interval
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
+L = keras.layers
+
 
 def snap(model, folded=None):
     """A float64 Keras copy of a quantized model with everything rounded as its integer file needs it.
@@ -21,30 +23,30 @@ def snap(model, folded=None):
     Returns: a functional model, float64 images -> float64 logits, each logit code * step of the file's output.
     """
     folded = folded or fold(model)
-    weights = {}
+    made = {}  # layer name: (its copy, the copy's weights); a layer that is called twice has one copy
 
     def copy(layer, args, kwargs):
-        name = layer.name
-        if name in folded.absorbed:
+        if layer.name in folded.absorbed:
             return args[0]
-        if isinstance(layer, QuantizedLayer):
-            linear = folded.linears[name]
-            clone = graph.clone_layer(layer.layer, use_bias=True, dtype="float64")
-            scale = linear.unit / linear.x.step
-            weights[name] = clone, [_scaled(linear.codes, scale), linear.bias * linear.unit]
-        elif isinstance(layer, QuantizedActivation):
-            grid = folded.grids[name]
-            clone = QuantizedActivation(_as_interval(layer.quantizer), name=name, dtype="float64")
-            weights[name] = clone, [np.float64(grid.step * clone.quantizer.levels()[1])]
-        else:
-            clone = graph.clone_layer(layer, dtype="float64")
-            weights[name] = clone, layer.get_weights()
-        return clone(*args, **kwargs)
+        if layer.name not in made:
+            made[layer.name] = _float64_copy(layer, folded)
+        return made[layer.name][0](*args, **kwargs)
 
     snapped = graph.rebuild(model, copy, dtype="float64")
-    for clone, values in weights.values():
+    for clone, values in made.values():
         clone.set_weights(values)
     return snapped
+
+
+def _float64_copy(layer, folded):
+    """(a fresh float64 layer, the weights that it is to have)."""
+    if layer.name in folded.linears:
+        linear = folded.linears[layer.name]
+        return linear.layer(dtype="float64"), [_scaled(linear.codes, linear.unit / linear.x.step), linear.bias * linear.unit]
+    if isinstance(layer, QuantizedActivation):
+        grid, quantizer = folded.grids[layer.name], _as_interval(layer.quantizer)
+        return QuantizedActivation(quantizer, name=layer.name, dtype="float64"), [np.float64(grid.step * quantizer.levels()[1])]
+    return graph.clone_layer(layer, dtype="float64"), layer.get_weights()
 
 
 def settle(model):
@@ -67,30 +69,31 @@ def settle(model):
         if variables:
             variables["interval"].assign(grid.step * by_name[name].quantizer.levels()[1])
     for call in graph.calls(settled):
+        linear = folded.linears.get(call.layer.name)
         if isinstance(call.layer, QuantizedLayer):
-            _settle_linear(call, folded)
+            ((kernel, quantizer, variables),) = call.layer.kernels
+            step = quantizer.step(keras.backend.constant(kernel), variables).numpy().astype(np.float64)
+            inner, reader = call.layer.layer, call.sole_reader
+            if reader and reader.layer.name in folded.absorbed:
+                _settle_norm(reader.layer, linear, step, inner.bias.numpy() if inner.use_bias else 0.0)
+            elif inner.use_bias:
+                inner.bias.assign(linear.bias * linear.unit)
+        elif linear and isinstance(call.layer, L.BatchNormalization):
+            _settle_norm(call.layer, linear, 1 / 127, 0.0)
     return settled
 
 
-def _settle_linear(call, folded):
-    linear, wrapper = folded.linears[call.layer.name], call.layer
-    bias = linear.bias * linear.unit
-    norm = call.sole_reader.layer if call.sole_reader and call.sole_reader.layer.name in folded.absorbed else None
-    if norm is None:
-        if wrapper.layer.use_bias:
-            wrapper.layer.bias.assign(bias)
-        return
-    ((kernel, quantizer, variables),) = wrapper.kernels
-    step = quantizer.step(keras.backend.constant(kernel), variables).numpy().astype(np.float64)
+def _settle_norm(norm, linear, step, before):
+    """Gives a BatchNorm on x + before, x made with codes of `step`, the multipliers and biases of `linear`."""
     deviation = np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
-    own = wrapper.layer.bias.numpy().astype(np.float64) if wrapper.layer.use_bias else 0.0
-    sign = np.where(norm.gamma.numpy() < 0, -1, 1) if norm.scale else 1
-    gain = sign * linear.unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
-    gain[linear.dead] = 0
+    gain = 1 / deviation
     if norm.scale:
+        sign = np.where(norm.gamma.numpy() < 0, -1, 1)
+        gain = sign * linear.unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
+        gain[linear.dead] = 0
         norm.gamma.assign(gain * deviation)
     if norm.center:
-        norm.beta.assign(bias + (norm.moving_mean.numpy() - own) * (gain if norm.scale else 1 / deviation))
+        norm.beta.assign(linear.bias * linear.unit + (norm.moving_mean.numpy() - np.float64(before)) * gain)
 
 
 def _scaled(codes, scale):
