@@ -37,7 +37,7 @@ def float_file(model):
     function = tf.function(lambda x: model(x, training=False))
     with quiet.native_chatter_off():
         concrete = function.get_concrete_function(tf.TensorSpec([1, *model.input_shape[1:]], tf.float32))
-        return tf.lite.TFLiteConverter.from_concrete_functions([concrete], model).convert()
+        return tf.lite.TFLiteConverter.from_concrete_functions([concrete]).convert()
 
 
 class Export:

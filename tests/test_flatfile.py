@@ -76,6 +76,15 @@ def test_a_cut_file_is_called_cut_and_another_file_is_called_another(files):
         flatfile.read(b"PK\x03\x04" + bytes(100))
 
 
+@pytest.mark.parametrize("container", ["int8", "int4"])
+def test_a_constant_shorter_than_its_shape_is_refused(files, container):
+    model = flatfile.read(files[container])
+    kernel = list(flatfile.weighted(model))[2][1]
+    model.buffers[kernel.buffer].data = model.buffers[kernel.buffer].data[:-2]
+    with pytest.raises(BadInput, match="damaged"):
+        flatfile.read(flatfile.write(model))
+
+
 @pytest.mark.parametrize("reader", [flatfile.census, flatfile.unpack, runtime.interpreter, runtime.not_delegated, runtime.milliseconds])
 def test_whatever_takes_a_file_refuses_a_damaged_one(files, reader):
     for data in (b"", b"\x1c\x00\x00\x00TFL3", files["int8"][:-1], files["int8"][:4] + b"TFL2" + files["int8"][8:]):

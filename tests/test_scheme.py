@@ -110,9 +110,21 @@ def test_what_a_pooling_or_a_flatten_gives_is_on_its_inputs_grid_already():
     assert found == {model.input_names[0] + "_out": SIGNED, "c_out": UNSIGNED_8, "d_out": SIGNED}  # c feeds the last layer
 
 
-def test_the_sign_of_a_concatenation_is_that_of_its_operands():
-    found = activations(quantize(two_inputs(), Scheme(None, Interval(4))))
-    assert found == {"a_out": SIGNED, "b_out": SIGNED, "left_out": UNSIGNED, "right_out": SIGNED, "join_out": SIGNED, "head_out": SIGNED}
+def test_the_operands_of_a_concatenation_share_one_quantizer_signed_if_any_is():
+    student = quantize(two_inputs(), Scheme(None, Interval(4)))
+    assert activations(student) == {"a_out": SIGNED, "b_out": SIGNED, "left_out": SIGNED, "head_out": SIGNED}
+    assert len(student.get_layer("left_out").inbound_nodes) == 2
+
+
+def test_a_shared_quantizer_is_calibrated_to_its_widest_tensor():
+    student = quantize(two_inputs(), Scheme(None, Interval(4)))
+    for name, scale in (("left", 0.1), ("right", 10.0)):
+        student.get_layer(name).set_weights([w * scale for w in student.get_layer(name).get_weights()])
+    x = data(student)
+    calibrate(student, x)
+    b = np.clip(np.rint(x[1] * 127 / np.abs(x[1]).max()), -128, 127) * (np.abs(x[1]).max() / 127)
+    widest = np.abs(b @ student.get_layer("right").get_weights()[0]).max()
+    np.testing.assert_allclose(student.get_layer("left_out").quantizer_variables["interval"], widest, rtol=1e-4)
 
 
 def test_activations_that_only_know_unsigned_take_an_interval_where_values_are_signed():
@@ -163,7 +175,7 @@ def test_the_callers_model_is_not_touched(make):
 def test_a_shared_layer_stays_one_kernel_with_an_interval_for_each_of_its_outputs():
     student = quantize(shared(), Scheme(Interval(4), Interval(4)))
     assert list(kernels(student)) == ["twice", "head"]
-    assert [name for name in activations(student) if name.startswith("twice")] == ["twice_out_0", "twice_out_1"]
+    assert [name for name in activations(student) if name.startswith("twice")] == ["twice_out", "twice_out2"]
     calibrate(student, IMAGES)
     assert not scheme.uncalibrated(student) and student(IMAGES).shape == (8, 10)
 

@@ -189,6 +189,14 @@ def test_settling_brings_the_float_student_nearer_to_its_file_and_settles(case):
         assert second.grids[name] == grid
 
 
+def test_settling_gives_a_layer_without_batchnorm_the_files_bias(small):
+    student = small[0]
+    settled, linears = settle(student), folding.fold(student).linears
+    for name in ("first", "middle", "logits"):
+        np.testing.assert_array_equal(settled.get_layer(name).layer.bias.numpy(), (linears[name].bias * linears[name].unit).astype(np.float32))
+        assert (settled.get_layer(name).layer.bias.numpy() != student.get_layer(name).layer.bias.numpy()).any()
+
+
 def test_the_callers_model_is_untouched(case):
     assert weight_bytes(case.student) == case.before  # by to_tflite
     layers = [layer.get_config() for layer in case.student.layers]
@@ -322,12 +330,18 @@ def gamma_tiny(student):
     student.get_layer("middle_bn").gamma.assign([1.0, 1e-7, -1.0, 0.5])
 
 
+def gamma_zero_without_bias(student):
+    gamma_zero(student)
+    student.get_layer("middle_bn").beta.assign(np.zeros(4))
+    student.get_layer("middle_bn").moving_mean.assign(np.zeros(4))
+
+
 def bias_beyond_its_grid(student):
     student.get_layer("middle_bn").gamma.assign([1.0, 1e-3, -1.0, 0.5])
     student.get_layer("middle_bn").beta.assign([0.1, 1e4, -0.1, 0.0])
 
 
-@pytest.mark.parametrize("spoil", [gamma_zero, gamma_tiny, bias_beyond_its_grid])
+@pytest.mark.parametrize("spoil", [gamma_zero, gamma_tiny, gamma_zero_without_bias, bias_beyond_its_grid])
 def test_a_channel_beyond_integers_becomes_its_constant(spoil):
     student = made_student(pooled_net, SCHEMES["W3A3 per channel"])
     spoil(student)
@@ -339,6 +353,7 @@ def test_a_channel_beyond_integers_becomes_its_constant(spoil):
     gamma, beta, mean, variance = student.get_layer("middle_bn").get_weights()
     constant = (beta - mean * gamma / np.sqrt(variance + 1e-3))[1]  # 1e4 is beyond the clip of its quantizer: any large bias is the same
     assert linear.bias[1] * linear.unit[1] == pytest.approx(constant, rel=1e-4, abs=linear.y.step / 100)
+    assert settle(student).get_layer("middle_bn").gamma.numpy()[1] == 0
 
 
 @pytest.mark.parametrize("weights", [Interval(3, per_channel=True), Ternary()], ids=["per channel", "per tensor"])
@@ -348,6 +363,29 @@ def test_biases_that_are_all_the_same_arrive(weights):
     linear = folding.fold(student).linears["middle"]
     np.testing.assert_allclose(linear.bias * linear.steps * linear.x.step, 0.25, atol=1.6 * (linear.steps * linear.x.step).max())
     assert_exact(student, to_tflite(student), noise(100))
+
+
+def test_a_bias_before_batchnorm_is_folded_with_it():
+    student = made_student(dense_net, Scheme(PER_CHANNEL, Interval(4)))
+    linear, own = folding.fold(student).linears["middle"], student.get_layer("middle").layer.bias.numpy()
+    (norm,) = (layer for layer in student.layers if isinstance(layer, L.BatchNormalization))
+    gamma, beta, mean, variance = norm.get_weights()
+    unit = linear.x.step * linear.steps
+    np.testing.assert_allclose(linear.bias * unit, (own - mean) * gamma / np.sqrt(variance + 1e-3) + beta, rtol=0, atol=0.51 * unit.max())
+    assert np.abs(own).min() > unit.max()
+
+
+def test_a_snapped_kernel_is_the_runtimes_multiplier_to_the_bit():
+    """One accumulator unit, in output codes, is XNNPACK's float32 product, not the real quotient of the three steps."""
+    student = made_student(plain_net, SCHEMES["W3A3 per channel"])
+    folded = folding.fold(student)
+    kernel, bias = snap(student, folded).get_layer("middle").get_weights()
+    linear = folded.linears["middle"]
+    multiplier = arithmetic.multiplier(linear.x.step, linear.steps, linear.y.step).astype(np.float64)
+    to_codes = np.float64(np.float32(1) / np.float32(linear.y.step))  # what the snapped copy's quantizer multiplies by
+    np.testing.assert_allclose(kernel * linear.x.step * to_codes, linear.codes * multiplier, rtol=1e-14)
+    np.testing.assert_allclose(bias * to_codes, linear.bias * multiplier, rtol=1e-14)
+    assert np.abs(multiplier / (linear.x.step * linear.steps / linear.y.step) - 1).max() > 1e-9  # the two are not the same
 
 
 def test_biases_of_the_same_number_of_units_on_different_grids_arrive():

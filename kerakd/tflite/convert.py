@@ -60,7 +60,7 @@ def _convert(model, folded, io):
     function = tf.function(lambda *images: graph.walk(model, images[0] if len(images) == 1 else list(images), lower))
     with native_chatter_off():
         concrete = function.get_concrete_function(*specs)
-        converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete], model)
+        converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = io
         return converter.convert()
