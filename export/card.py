@@ -28,14 +28,30 @@ def as_json(card):
 
 def as_markdown(card):
     """The card for a reader."""
-    lines = [f"# {card['run']}", "", "```", card["config"].strip(), "```", "", "| network | test accuracy | bytes | zipped | ms an image |", "|---|---|---|---|---|"]
+    lines = [
+        f"# {card['run']}",
+        "",
+        "```",
+        card["config"].strip(),
+        "```",
+        "",
+        "| network | test accuracy | bytes | zipped | ms an image |",
+        "|---|---|---|---|---|",
+    ]
     lines += [f"| {row['network']} | {row['accuracy']:.4f} | {row['bytes']} | {row['zipped']} | {row['ms']:.3f} |" for row in card["table"]]
     lines += ["", "## Proof", ""]
     lines += [f"* {proof['text']}" for proof in card["proofs"].values()]
     for container, census in card["census"].items():
         kernels = ", ".join(f"{count} {kind}" for kind, count in census["weights"].items())
         operators = ", ".join(f"{count} {name}" for name, count in census["operators"].items())
-        lines += ["", f"## Census of the {container} container", "", f"* kernels: {kernels}", f"* operators: {operators}", f"* float tensors inside: {len(census['float_tensors'])}"]
+        lines += [
+            "",
+            f"## Census of the {container} container",
+            "",
+            f"* kernels: {kernels}",
+            f"* operators: {operators}",
+            f"* float tensors inside: {len(census['float_tensors'])}",
+        ]
     lines += ["", "## Made with", "", *(f"* {name} {version}" for name, version in card["versions"].items())]
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,6 @@
 """A run directory to both TFLite containers, with their proof, their card and a table of what was trained.
 
-    python -m export.tflite --run=runs/digits
+python -m export.tflite --run=runs/digits
 """
 
 import dataclasses
@@ -27,7 +27,9 @@ class Options:
     """The flags of this program."""
 
     run: str = dataclasses.field(default="", metadata={"help": "the run directory", "choices": None})
-    out: str = dataclasses.field(default="", metadata={"help": "the int8 file; the small one takes .int4.tflite, the card .json and .md; empty: RUN/student.tflite", "choices": None})
+    out: str = dataclasses.field(
+        default="", metadata={"help": "the int8 file; the small one takes .int4.tflite, the card .json and .md; empty: RUN/student.tflite", "choices": None}
+    )
     overwrite: bool = dataclasses.field(default=False, metadata={"help": "replace files that exist", "choices": None})
     images: int = dataclasses.field(default=1000, metadata={"help": "test images of the proof; 0: all", "choices": None})
 

@@ -100,7 +100,9 @@ class Distiller(keras.Model):
     def compiled(self):
         return bool(self._is_compiled)
 
-    def compile(self, optimizer="adam", loss=None, metrics=None, *, teacher_optimizer=None, weight_interval_optimizer=None, activation_interval_optimizer=None, **kwargs):
+    def compile(
+        self, optimizer="adam", loss=None, metrics=None, *, teacher_optimizer=None, weight_interval_optimizer=None, activation_interval_optimizer=None, **kwargs
+    ):
         """As `keras.Model.compile`, and:
 
         Args:

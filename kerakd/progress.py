@@ -12,22 +12,24 @@ class Progress(keras.callbacks.Callback):
 
     Args:
         title: of the stage.
-        steps: a epoch.
+        steps: in an epoch.
         batch_size: to say images a second.
+        first_epoch: epochs that were done before.
+        epochs: of the whole stage, to say the time left.
     """
 
-    def __init__(self, title, steps, batch_size):
+    def __init__(self, title, steps, batch_size, first_epoch, epochs):
         super().__init__()
-        self.title, self.steps, self.batch_size = title, steps, batch_size
+        self.title, self.steps, self.batch_size, self.first_epoch, self.epochs = title, steps, batch_size, first_epoch, epochs
         self.bar = None
 
     def on_train_begin(self, logs=None):
         self.started, self.images = time.monotonic(), 0
-        done = self.first * self.steps
+        done = self.first_epoch * self.steps
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm.tqdm(total=self.params["epochs"] * self.steps, initial=done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
-
-    first = 0
+        self.bar = tqdm.tqdm(
+            total=self.epochs * self.steps, initial=done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty()
+        )
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()
@@ -35,7 +37,8 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         rate = self.images / (time.monotonic() - self.started)
-        said = f"epoch {epoch + 1}/{self.params['epochs']}  loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  test {logs['val_accuracy']:.4f}  {rate:.0f} images/s"
+        numbers = f"loss {logs['loss']:.4f}  accuracy {logs['accuracy']:.4f}  test {logs['val_accuracy']:.4f}  {rate:.0f} images/s"
+        said = f"epoch {epoch + 1}/{self.epochs}  {numbers}"
         if self.bar.disable:
             print(f"{self.title}: {said}", flush=True)
         else:

@@ -52,14 +52,20 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--workdir: expected a directory, received the file {self.path}")
         if flags.exists() and not resume and not overwrite:
-            raise BadInput(f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew")
+            raise BadInput(
+                f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew"
+            )
         if self.path.is_dir() and any(self.path.iterdir()) and not flags.exists():
-            raise BadInput(f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another")
+            raise BadInput(
+                f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another"
+            )
         if resume and not flags.exists():
             raise BadInput(f"--resume: expected a run in {self.path}, received none; leave --resume away to start one")
         if resume and flags.read_text() != text:
             changed = set(flags.read_text().splitlines()) ^ set(text.splitlines())
-            raise BadInput(f"--resume: expected the flags of the run in {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir")
+            raise BadInput(
+                f"--resume: expected the flags of the run in {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
+            )
         try:
             if overwrite and self.path.exists():
                 shutil.rmtree(self.path)
@@ -105,7 +111,9 @@ class RunDirectory:
     def results(self):
         """Raises: BadInput if the run is not complete."""
         if not self.complete:
-            raise BadInput(f"--run: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume")
+            raise BadInput(
+                f"--run: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume"
+            )
         return json.loads((self.path / "results.json").read_text())
 
     def save_results(self, results):

@@ -263,7 +263,7 @@ def calibrate(model, images, rule="max"):
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            "mse" the I with the least squared error of quantizing x.
+            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1.
     Raises: BadInput for another rule, for images with NaN or infinity.
     """
     if rule not in RULES:
@@ -316,7 +316,8 @@ def _fit(quantizer, x, variables, rule):
     channels = variables["interval"].shape.rank == 1
     rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
-    for name, value in quantizer.calibrated(tf.maximum(interval, 1e-6)).items():
+    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), 1.0)  # all zeros, as behind a gamma of 0, say nothing of what is to come
+    for name, value in quantizer.calibrated(interval).items():
         variables[name].assign(tf.reshape(value, variables[name].shape))
 
 

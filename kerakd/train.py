@@ -1,6 +1,6 @@
 """The program that trains: teacher, float student, quantized students, one after the other, in a run directory.
 
-    python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits
+python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits
 """
 
 import dataclasses
@@ -154,8 +154,7 @@ class Training:
     def fit(self, distiller, stage, objects, first, ended, total):
         c = self.config
         views = data.training(self.train, view=c.view, size=self.shape[:2], batch_size=c.batch_size, seed=stage.seed, epochs=ended, first_epoch=first)
-        progress = Progress(stage.title, self.steps, c.batch_size)
-        progress.first = first
+        progress = Progress(stage.title, self.steps, c.batch_size, first, total)
         keep = Keep(self.directory, stage.name, objects, last=total)
         distiller.fit(views, validation_data=self.testing, initial_epoch=first, epochs=ended, steps_per_epoch=self.steps, verbose=0, callbacks=[keep, progress])
 

@@ -5,8 +5,9 @@ import pathlib
 import subprocess
 import sys
 
-import kerakd.quiet  # noqa: F401  (before any test imports TensorFlow)
 import pytest
+
+import kerakd.quiet  # noqa: F401  (before any test imports TensorFlow)
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -29,7 +30,9 @@ SMALL_RUN = (
 def start(module, *arguments, cwd=ROOT):
     """A program as a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen([sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, arguments)], cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run_program(module, *arguments, cwd=ROOT):

@@ -24,7 +24,9 @@ def test_a_configuration_stands_on_its_own(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_a_configuration_trains_under_smoke_and_again_from_its_own_flags(path, tmp_path, data_dir):
     first, again = tmp_path / "first", tmp_path / "again"
-    status, out, err = run_program("kerakd.train", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}", f"--workdir={first}")
+    status, out, err = run_program(
+        "kerakd.train", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}", f"--workdir={first}"
+    )
     assert status == 0, out + err
     status, out, err = run_program("kerakd.train", f"--flagfile={first / 'flags.cfg'}", f"--workdir={again}")
     assert status == 0, out + err

@@ -331,21 +331,24 @@ def keras_3_net():
     return keras_3.Sequential([keras_3.Input((6,)), keras_3.layers.Dense(3)])
 
 
-@pytest.mark.parametrize("kwargs, telling", [
-    (lambda: {"student": keras_3_net(), "mode": "alone"}, "student: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
-    (lambda: {"student": net(1), "teacher": keras_3_net()}, "teacher: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
-    (lambda: {"student": net(1), "teacher": net(2, classes=4)}, "teacher: expected 3 classes, as the student has, received 4"),
-    (lambda: {"student": net(1), "teacher": [net(2), net(3, classes=4)]}, "teacher: expected 3 classes, as the student has, received 4"),
-    (lambda: {"student": ends_in_softmax(False), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
-    (lambda: {"student": ends_in_softmax(True), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
-    (lambda: {"student": net(1), "teacher": ends_in_softmax(False)}, "teacher: expected logits, received probabilities"),
-    (lambda: {"student": net(1)}, "teacher: expected a model in mode 'trained_teacher', received none"),
-    (lambda: {"student": net(1), "teacher": [net(2), net(3)], "mode": "co_study"}, "teacher: expected one in mode 'co_study'.*received 2"),
-    (lambda: {"student": net(1), "mode": "tutoring"}, "mode: expected one of alone, joint, .* received 'tutoring'"),
-    (lambda: {"student": net(1), "teacher": net(2), "soft_loss": "hinge"}, "soft_loss: expected a function or one of kl, .* received 'hinge'"),
-    (lambda: {"student": net(1), "teacher": net(2), "temperature": 0}, "temperature: expected more than 0, received 0"),
-    (lambda: {"student": net(1), "teacher": net(2), "temperature": -1.0}, "temperature: expected more than 0, received -1.0"),
-])
+@pytest.mark.parametrize(
+    "kwargs, telling",
+    [
+        (lambda: {"student": keras_3_net(), "mode": "alone"}, "student: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
+        (lambda: {"student": net(1), "teacher": keras_3_net()}, "teacher: expected a tf_keras .Keras 2. model, received a Keras 3 one"),
+        (lambda: {"student": net(1), "teacher": net(2, classes=4)}, "teacher: expected 3 classes, as the student has, received 4"),
+        (lambda: {"student": net(1), "teacher": [net(2), net(3, classes=4)]}, "teacher: expected 3 classes, as the student has, received 4"),
+        (lambda: {"student": ends_in_softmax(False), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
+        (lambda: {"student": ends_in_softmax(True), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
+        (lambda: {"student": net(1), "teacher": ends_in_softmax(False)}, "teacher: expected logits, received probabilities"),
+        (lambda: {"student": net(1)}, "teacher: expected a model in mode 'trained_teacher', received none"),
+        (lambda: {"student": net(1), "teacher": [net(2), net(3)], "mode": "co_study"}, "teacher: expected one in mode 'co_study'.*received 2"),
+        (lambda: {"student": net(1), "mode": "tutoring"}, "mode: expected one of alone, joint, .* received 'tutoring'"),
+        (lambda: {"student": net(1), "teacher": net(2), "soft_loss": "hinge"}, "soft_loss: expected a function or one of kl, .* received 'hinge'"),
+        (lambda: {"student": net(1), "teacher": net(2), "temperature": 0}, "temperature: expected more than 0, received 0"),
+        (lambda: {"student": net(1), "teacher": net(2), "temperature": -1.0}, "temperature: expected more than 0, received -1.0"),
+    ],
+)
 def test_what_cannot_be_is_refused(kwargs, telling):
     with pytest.raises(BadInput, match=telling):
         Distiller(**kwargs())
@@ -361,10 +364,13 @@ def test_a_learning_teacher_without_an_optimizer_is_refused(mode):
     assert model.mode_name == "trained_teacher"
 
 
-@pytest.mark.parametrize("labels, telling", [
-    (np.where(Y == 2, 3, Y), "labels: expected 0 to 2, as the networks have 3 classes, received 0 to 3"),
-    (np.where(Y == 0, -1, Y)[:, None], "received -1 to 2"),
-])
+@pytest.mark.parametrize(
+    "labels, telling",
+    [
+        (np.where(Y == 2, 3, Y), "labels: expected 0 to 2, as the networks have 3 classes, received 0 to 3"),
+        (np.where(Y == 0, -1, Y)[:, None], "received -1 to 2"),
+    ],
+)
 def test_labels_outside_the_classes_are_refused_and_nothing_moves(labels, telling):
     model = taught()
     before = state(model.student)

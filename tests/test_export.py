@@ -65,7 +65,11 @@ def test_files_that_exist_are_kept(exported):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [([], "--run: expected a run directory"), (["--run=nowhere"], "expected a complete run"), (["--run=RUN", "--out=nowhere/x.tflite"], "expected a folder that exists")],
+    [
+        ([], "--run: expected a run directory"),
+        (["--run=nowhere"], "expected a complete run"),
+        (["--run=RUN", "--out=nowhere/x.tflite"], "expected a folder that exists"),
+    ],
 )
 def test_bad_input_gets_one_line(complete_run, arguments, message):
     status, out, err = run_program("export.tflite", *[text.replace("RUN", str(complete_run)) for text in arguments])

@@ -42,7 +42,9 @@ def test_the_wheel_requires_what_requirements_say(wheel):
 
 
 def test_the_installed_wheel_works_from_another_directory(wheel, tmp_path):
-    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(tmp_path), str(wheel)], check=True, stderr=subprocess.DEVNULL
+    )
     code = "import kerakd; print(kerakd.__file__); kerakd.models.build('resnet8', (8, 8, 1), 10); print(kerakd.Ternary(), kerakd.to_tflite.__name__)"
     out = python(code, PYTHONPATH=str(tmp_path), TF_CPP_MIN_LOG_LEVEL="3")
     assert out.splitlines()[0] == str(tmp_path / "kerakd" / "__init__.py")

@@ -510,16 +510,19 @@ def test_bits_outside_two_to_eight_are_refused(name, bits):
         quantizers.BY_NAME[name](bits)
 
 
-@pytest.mark.parametrize("make, telling", [
-    (lambda: Ternary(scale="median"), 'expected "abs" or "positive", received \'median\''),
-    (lambda: Ternary(scale="positive", learned=True), "a learned scale is not a mean"),
-    (lambda: Ternary().for_tensor("unsigned"), "received Ternary"),
-    (lambda: Ternary(learned=True).for_tensor("signed"), "received Ternary"),
-    (lambda: Interval(4, per_channel=True).for_tensor("unsigned"), "received per_channel=True"),
-    (lambda: Interval(4, per_channel=True).for_tensor("signed"), "received per_channel=True"),
-    (lambda: Pact(4).for_tensor("weights"), "received Pact"),
-    (lambda: DoReFa(8).for_tensor("weights"), "bits of DoReFa weights: expected a whole number from 2 to 7, received 8"),
-])
+@pytest.mark.parametrize(
+    "make, telling",
+    [
+        (lambda: Ternary(scale="median"), 'expected "abs" or "positive", received \'median\''),
+        (lambda: Ternary(scale="positive", learned=True), "a learned scale is not a mean"),
+        (lambda: Ternary().for_tensor("unsigned"), "received Ternary"),
+        (lambda: Ternary(learned=True).for_tensor("signed"), "received Ternary"),
+        (lambda: Interval(4, per_channel=True).for_tensor("unsigned"), "received per_channel=True"),
+        (lambda: Interval(4, per_channel=True).for_tensor("signed"), "received per_channel=True"),
+        (lambda: Pact(4).for_tensor("weights"), "received Pact"),
+        (lambda: DoReFa(8).for_tensor("weights"), "bits of DoReFa weights: expected a whole number from 2 to 7, received 8"),
+    ],
+)
 def test_an_option_that_cannot_be_is_refused(make, telling):
     with pytest.raises(BadInput, match=telling):
         make()
@@ -551,24 +554,27 @@ def test_a_flag_says_float_a_word_true_or_false():
     assert parse("interval:4,per_channel=true,gradient_scale=false") == Interval(4, per_channel=True)
 
 
-@pytest.mark.parametrize("text, telling", [
-    ("", "expected float or one of ternary"),
-    ("binary:1", "expected float or one of ternary, .* received 'binary:1'"),
-    ("float:4", "received 'float:4'"),
-    ("interval", "expected a width, as interval:4, received 'interval'"),
-    ("interval:", "whole number of bits after interval:"),
-    ("interval:²", "whole number of bits after interval:"),
-    ("interval:4,bits=5", "expected the bits once"),
-    ("interval:four", "whole number of bits after interval:, received 'four'"),
-    ("interval:-4", "whole number of bits after interval:, received '-4'"),
-    ("interval:9", "from 2 to 8, received 9"),
-    ("ternary:2", "expected for ternary only scale, per_channel, learned, received 'bits'"),
-    ("interval:4,wide", "received 'wide' in 'interval:4,wide'"),
-    ("interval:4,signed=false", "received 'signed'"),  # the tensor decides, not the flag
-    ("interval:4,narrow", "received 'narrow'"),
-    ("interval:4,per_channel=yes", "expected per_channel, per_channel=true or per_channel=false, received per_channel=yes"),
-    ("ternary,scale=median", "scale: expected"),
-])
+@pytest.mark.parametrize(
+    "text, telling",
+    [
+        ("", "expected float or one of ternary"),
+        ("binary:1", "expected float or one of ternary, .* received 'binary:1'"),
+        ("float:4", "received 'float:4'"),
+        ("interval", "expected a width, as interval:4, received 'interval'"),
+        ("interval:", "whole number of bits after interval:"),
+        ("interval:²", "whole number of bits after interval:"),
+        ("interval:4,bits=5", "expected the bits once"),
+        ("interval:four", "whole number of bits after interval:, received 'four'"),
+        ("interval:-4", "whole number of bits after interval:, received '-4'"),
+        ("interval:9", "from 2 to 8, received 9"),
+        ("ternary:2", "expected for ternary only scale, per_channel, learned, received 'bits'"),
+        ("interval:4,wide", "received 'wide' in 'interval:4,wide'"),
+        ("interval:4,signed=false", "received 'signed'"),  # the tensor decides, not the flag
+        ("interval:4,narrow", "received 'narrow'"),
+        ("interval:4,per_channel=yes", "expected per_channel, per_channel=true or per_channel=false, received per_channel=yes"),
+        ("ternary,scale=median", "scale: expected"),
+    ],
+)
 def test_a_flag_that_cannot_be_is_refused(text, telling):
     with pytest.raises(BadInput, match=telling):
         parse(text)

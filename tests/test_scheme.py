@@ -282,10 +282,12 @@ SCHEMES = [Scheme(Ternary(learned=True, per_channel=True), Pact(4)), Scheme(Inte
 @pytest.fixture(scope="module", params=SCHEMES, ids=lambda s: repr(s.weights))
 def trained(request):
     """A calibrated student after a training step, so that nothing in it is as it was initialized."""
-    model = keras.Sequential([
-        *(keras.Input((8, 8, 1)), L.Conv2D(3, 3, use_bias=False, name="c1"), L.BatchNormalization(name="bn"), L.ReLU(name="relu")),
-        *(L.DepthwiseConv2D(3, activation="relu", name="dw"), L.Conv2D(4, 1, name="c2"), L.Flatten(name="flat"), L.Dense(3, name="head")),
-    ])
+    model = keras.Sequential(
+        [
+            *(keras.Input((8, 8, 1)), L.Conv2D(3, 3, use_bias=False, name="c1"), L.BatchNormalization(name="bn"), L.ReLU(name="relu")),
+            *(L.DepthwiseConv2D(3, activation="relu", name="dw"), L.Conv2D(4, 1, name="c2"), L.Flatten(name="flat"), L.Dense(3, name="head")),
+        ]
+    )
     student = quantize(model, request.param)
     calibrate(student, IMAGES)
     student.compile(keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
@@ -357,41 +359,51 @@ def keras_3_net():
 USUAL = Scheme(Interval(4), Interval(4))
 
 
-@pytest.mark.parametrize("model, rules, telling", [
-    (keras_3_net, USUAL, "model: .*received a Keras 3 one .*import tf_keras as keras"),
-    (Subclassed, USUAL, "model: .*received Subclassed, which has no layer graph; write it as keras.Model"),
-    (lambda: keras.Sequential([L.Dense(3)]), USUAL, "model: .*received Sequential, which has no layer graph; give it an Input layer"),
-    (lambda: quantize(dense(3), USUAL), USUAL, "model: expected a float model, .* which is quantized already"),
-    (lambda: quantize(dense(3), Scheme(None, Interval(8), None, None)), USUAL, "quantized already"),
-    (lambda: keras.Sequential([keras.Input((4,)), L.ReLU()]), USUAL, "expected at least one convolution or dense layer"),
-    (lambda: dense(3), Scheme(None, None, overrides={"conv9": NOTHING}), "overrides: .* received 'conv9'; the layers are only"),
-    (lambda: dense(3), "int8", "scheme: expected a kerakd.Scheme, received 'int8'"),
-], ids=["keras 3", "subclassed", "unbuilt", "quantized", "activations quantized", "no weights", "override", "no scheme"])
+@pytest.mark.parametrize(
+    "model, rules, telling",
+    [
+        (keras_3_net, USUAL, "model: .*received a Keras 3 one .*import tf_keras as keras"),
+        (Subclassed, USUAL, "model: .*received Subclassed, which has no layer graph; write it as keras.Model"),
+        (lambda: keras.Sequential([L.Dense(3)]), USUAL, "model: .*received Sequential, which has no layer graph; give it an Input layer"),
+        (lambda: quantize(dense(3), USUAL), USUAL, "model: expected a float model, .* which is quantized already"),
+        (lambda: quantize(dense(3), Scheme(None, Interval(8), None, None)), USUAL, "quantized already"),
+        (lambda: keras.Sequential([keras.Input((4,)), L.ReLU()]), USUAL, "expected at least one convolution or dense layer"),
+        (lambda: dense(3), Scheme(None, None, overrides={"conv9": NOTHING}), "overrides: .* received 'conv9'; the layers are only"),
+        (lambda: dense(3), "int8", "scheme: expected a kerakd.Scheme, received 'int8'"),
+    ],
+    ids=["keras 3", "subclassed", "unbuilt", "quantized", "activations quantized", "no weights", "override", "no scheme"],
+)
 def test_a_model_that_cannot_be_quantized_is_refused(model, rules, telling):
     with pytest.raises(BadInput, match=telling):
         quantize(model(), rules)
 
 
-@pytest.mark.parametrize("make, telling", [
-    (lambda: Scheme("ternary", None), "weights: expected a quantizer such as .* received 'ternary'"),
-    (lambda: Scheme(None, 8), "activations: expected a quantizer such as .* received 8"),
-    (lambda: Scheme(None, None, first=1), "from 2 to 8, received 1"),
-    (lambda: Scheme(None, None, last=9), "from 2 to 8, received 9"),
-    (lambda: Scheme(None, None, overrides={"conv": Interval(4)}), "overrides.'conv'.: expected a Scheme, received Interval"),
-    (lambda: quantize(resnet(), Scheme(None, Ternary())), "activations: expected a quantizer of activations, received Ternary"),
-    (lambda: quantize(resnet(), Scheme(Pact(4), None)), "weights: expected a quantizer of weights, received Pact"),
-])
+@pytest.mark.parametrize(
+    "make, telling",
+    [
+        (lambda: Scheme("ternary", None), "weights: expected a quantizer such as .* received 'ternary'"),
+        (lambda: Scheme(None, 8), "activations: expected a quantizer such as .* received 8"),
+        (lambda: Scheme(None, None, first=1), "from 2 to 8, received 1"),
+        (lambda: Scheme(None, None, last=9), "from 2 to 8, received 9"),
+        (lambda: Scheme(None, None, overrides={"conv": Interval(4)}), "overrides.'conv'.: expected a Scheme, received Interval"),
+        (lambda: quantize(resnet(), Scheme(None, Ternary())), "activations: expected a quantizer of activations, received Ternary"),
+        (lambda: quantize(resnet(), Scheme(Pact(4), None)), "weights: expected a quantizer of weights, received Pact"),
+    ],
+)
 def test_a_scheme_that_cannot_be_is_refused(make, telling):
     with pytest.raises(BadInput, match=telling):
         make()
 
 
-@pytest.mark.parametrize("images, rule, telling", [
-    (np.float32([[1, 2, np.nan, 4]]), "max", "images: expected finite values, received NaN or infinity"),
-    (np.float32([[1, 2, np.inf, 4]]), "max", "images: expected finite values, received NaN or infinity"),
-    (np.uint8([[1, 2, 3, 4]]), "max", "images: expected float images .* received uint8; cast"),
-    (np.float32([[1, 2, 3, 4]]), "median", "rule: expected one of max, percentile, mse, received 'median'"),
-])
+@pytest.mark.parametrize(
+    "images, rule, telling",
+    [
+        (np.float32([[1, 2, np.nan, 4]]), "max", "images: expected finite values, received NaN or infinity"),
+        (np.float32([[1, 2, np.inf, 4]]), "max", "images: expected finite values, received NaN or infinity"),
+        (np.uint8([[1, 2, 3, 4]]), "max", "images: expected float images .* received uint8; cast"),
+        (np.float32([[1, 2, 3, 4]]), "median", "rule: expected one of max, percentile, mse, received 'median'"),
+    ],
+)
 def test_images_that_cannot_calibrate_are_refused_and_nothing_is_set(images, rule, telling):
     student = quantize(dense(3), USUAL)
     with pytest.raises(BadInput, match=telling):

@@ -548,3 +548,30 @@ def test_the_runtime_refuses_images_of_another_shape(small):
 
 def test_snapped_copies_compute_in_float64(small):
     assert snap(small[0])(tf.zeros((1, *SHAPE), tf.float64)).dtype == tf.float64
+
+
+def branched(scheme, *, kernel, gamma):
+    """A student of two convolutions with BatchNorm, the second on a branch that is added to the first."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input(SHAPE)
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same")(inputs)))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same", kernel_initializer=kernel)(x)))
+    y = L.BatchNormalization(gamma_initializer=gamma)(L.Conv2D(4, 3, padding="same", use_bias=False, kernel_initializer=kernel)(x))
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(3)(L.Flatten()(L.ReLU()(L.Add()([x, y]))))), scheme)
+    kerakd.calibrate(student, noise(64, seed=9))
+    return student
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1e-6, 1e-4])
+def test_a_residual_branch_that_says_nothing_yet_is_exact(gamma):
+    """Gammas that begin at zero are usual in residual nets; such a branch has next to no range."""
+    student = branched(Scheme(Interval(4), Interval(4)), kernel="he_normal", gamma=keras.initializers.Constant(gamma))
+    assert_exact(student, to_tflite(student), noise())
+
+
+def test_kernels_that_share_a_constant_in_the_file_are_packed_both():
+    same = keras.initializers.Constant(np.random.default_rng(5).normal(size=(3, 3, 4, 4)))
+    student = branched(Scheme(Ternary(), Interval(4)), kernel=same, gamma=keras.initializers.Constant(0.7))
+    small = to_tflite(student, "int4")
+    assert flatfile.census(small)["weights"] == {"INT8": 2, "INT4": 2}
+    assert_exact(student, unpack(small), noise())

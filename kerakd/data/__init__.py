@@ -79,7 +79,9 @@ def _builder(name, data_dir):
     try:
         return tfds.builder(name, data_dir=data_dir, try_gcs=False)
     except tfds.core.registered.DatasetNotFoundError:
-        raise BadInput(f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog") from None
+        raise BadInput(
+            f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog"
+        ) from None
 
 
 def _prepare(builder, name):

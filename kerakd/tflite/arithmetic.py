@@ -56,4 +56,3 @@ def quantize_xnnpack(x, y_q):
     """QUANTIZE of float32: rint(x * float32(1/s)) + zero, clamped."""
     codes = np.rint(np.asarray(x, f32) * (f32(1) / f32(y_q[0])))
     return clamp(codes.astype(i64) + y_q[1])
-

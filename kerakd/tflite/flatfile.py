@@ -25,7 +25,9 @@ def read(data):
             values(model, tensor)
         return model
     except Exception as error:  # a cut flatbuffer fails anywhere in the generated reader
-        raise BadInput(f"file: expected a whole TFLite flatbuffer, received {len(data)} bytes that end too early or are damaged ({type(error).__name__}); copy it again") from error
+        raise BadInput(
+            f"file: expected a whole TFLite flatbuffer, received {len(data)} bytes that end too early or are damaged ({type(error).__name__}); copy it again"
+        ) from error
 
 
 def write(model):
@@ -140,6 +142,7 @@ def pack(data, linears):
         if tensor.name in wanted:
             _store(model, tensor, pack_nibbles(values(model, tensor)), schema.TensorType.INT4)
     _raise_versions(model)
+    _drop_unread_buffers(model)
     return write(model)
 
 
@@ -156,6 +159,7 @@ def unpack(data):
     for tensor in model.subgraphs[0].tensors:
         if TYPES[tensor.type] == "INT4":
             _store(model, tensor, values(model, tensor).reshape(-1).view(np.uint8), schema.TensorType.INT8)
+    _drop_unread_buffers(model)
     return write(model)
 
 
@@ -163,8 +167,14 @@ def _store(model, tensor, raw, kind):
     buffer = schema.BufferT()
     buffer.data = raw
     model.buffers.append(buffer)
-    model.buffers[tensor.buffer].data = None  # each constant of these files has a buffer of its own
     tensor.buffer, tensor.type = len(model.buffers) - 1, kind
+
+
+def _drop_unread_buffers(model):
+    read_by = {tensor.buffer for subgraph in model.subgraphs for tensor in subgraph.tensors} | {entry.buffer for entry in model.metadata or []}
+    for index, buffer in enumerate(model.buffers):
+        if index not in read_by:
+            buffer.data = None
 
 
 # The version of an operator from which it takes 4-bit weights (tensorflow/lite/tools/versioning/op_version.cc)

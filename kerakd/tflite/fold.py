@@ -126,7 +126,9 @@ def fold(model, container="int8"):
         linear = _linear(call, grids, folded, container)
         if linear is not None:
             if linear.name in folded.linears:
-                raise BadInput(f"model: expected every weighted layer to be called once, received {linear.name!r} called twice; give each call a layer of its own")
+                raise BadInput(
+                    f"model: expected every weighted layer to be called once, received {linear.name!r} called twice; give each call a layer of its own"
+                )
             folded.linears[linear.name] = linear
     return folded
 
@@ -162,6 +164,9 @@ def _avoid_ties(call, grid, grids):
     operands = [grids.get(id(value)) for value in call.inputs]
     if any(operand is None for operand in operands) or len(operands) > 2:
         return
+    if isinstance(call.layer, L.Add):
+        for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
+            operand.step = max(operand.step, float(short(grid.step / 1000)))
     step = grid.step
     for k in range(400):  # 0, +, -, ++, --, ...
         grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
@@ -216,7 +221,9 @@ def _linear(call, grids, folded, container):
     if x is None or y is None:
         if not isinstance(layer, QuantizedLayer):
             return None
-        raise BadInput(f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers")
+        raise BadInput(
+            f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers"
+        )
     if norm:
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
@@ -251,7 +258,9 @@ def _pool_parts(call, _):
     layer = call.layer
     size = layer.pool_size[0] * layer.pool_size[1]
     if layer.padding != "valid" and any(side % stride for side, stride in zip(layer.input_shape[1:3], layer.strides, strict=True)):
-        raise BadInput(f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'")
+        raise BadInput(
+            f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'"
+        )
     template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
     channels = layer.input_shape[-1]
     return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), (-1, 1)
@@ -283,8 +292,9 @@ def _gain_and_bias(norm, before):
 
 def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room):
     """The Linear with its steps shortened and its bias on the accumulator's grid; channels beyond integers become constants."""
-    # XNNPACK takes multipliers from 2^-32; a bias beyond 2^23 units is not exact in the float32 that carries it to the converter
-    reach = np.maximum(np.abs(bias) / 2**23, y.step * 2.0**-31)
+    # XNNPACK takes multipliers from 2^-32, the converter kernel steps from about 4e-9; and a bias beyond 2^23 units is not
+    # exact in the float32 that carries it to the converter
+    reach = np.maximum(np.maximum(np.abs(bias) / 2**23, y.step * 2.0**-31), x.step * 2.0**-26)
     dead = np.flatnonzero(x.step * steps < reach)
     codes, steps = codes.copy(), steps.copy()
     codes.reshape(-1, len(steps))[:, dead] = 0

@@ -41,8 +41,9 @@ def run(data, images, threads=1, xnnpack=True):
     """
     made = interpreter(data, threads, xnnpack)
     (source,), (target,) = made.get_input_details(), made.get_output_details()
-    if tuple(images.shape[1:]) != tuple(source["shape"][1:]):
-        raise BadInput(f"images: expected {tuple(source['shape'][1:])} each, as the file takes them, received {tuple(images.shape[1:])}")
+    shape = tuple(map(int, source["shape"][1:]))
+    if tuple(images.shape[1:]) != shape:
+        raise BadInput(f"images: expected {shape} each, as the file takes them, received {tuple(images.shape[1:])}")
     outputs = []
     for image in _quantized(images, source):
         made.set_tensor(source["index"], image[None])
