@@ -27,9 +27,7 @@ class Progress(keras.callbacks.Callback):
         self.started, self.images = time.monotonic(), 0
         done = self.first_epoch * self.steps
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm.tqdm(
-            total=self.epochs * self.steps, initial=done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty()
-        )
+        self.bar = tqdm.tqdm(total=self.epochs * self.steps, initial=done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()

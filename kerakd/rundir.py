@@ -64,7 +64,7 @@ class RunDirectory:
         if resume and flags.read_text() != text:
             changed = set(flags.read_text().splitlines()) ^ set(text.splitlines())
             raise BadInput(
-                f"--resume: expected the flags of the run in {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
+                f"--resume: expected the flags of {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
             )
         try:
             if overwrite and self.path.exists():
