@@ -22,6 +22,21 @@ def _sum_to(x, shape):
     return tf.reduce_sum(x) if shape.rank == 0 else tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
 
 
+def _dot_to(a, b, shape):
+    """sum(a * b) to `shape`; for one sum without the product in between."""
+    if shape.rank:
+        return _sum_to(a * b, shape)
+    return tf.reshape(tf.matmul(tf.reshape(a, [1, -1]), tf.reshape(b, [-1, 1])), [])
+
+
+def _inside(dy, x, step, low, high):
+    """dy where low <= x/step <= high, else 0."""
+    if x.dtype == tf.float32 and step.shape.rank == 0:  # the gradient of the stock op is this mask, in one pass over memory
+        ends = {"min": low * EDGE * step, "max": high * EDGE * step, "num_bits": (high - low).bit_length(), "narrow_range": low == -high}
+        return tf.raw_ops.FakeQuantWithMinMaxVarsGradient(gradients=dy, inputs=x, **ends)[0]
+    return dy * tf.cast((x >= low * EDGE * step) & (x <= high * EDGE * step), dy.dtype)
+
+
 def uniform(x, step, low, high, inverse=None):
     """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
 
@@ -43,14 +58,14 @@ def uniform(x, step, low, high, inverse=None):
 
     @tf.custom_gradient
     def forward(x, step):
-        ratio = x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse))
-        codes = tf.round(tf.clip_by_value(tf.cast(ratio, tf.float32), float(low), float(high)))
+        ratio = tf.cast(x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse)), tf.float32)
+        codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
         y = tf.cast(codes, x.dtype) * step
 
         def gradient(dy):
-            dx = dy * tf.cast((ratio >= low * EDGE) & (ratio <= high * EDGE), dy.dtype)
+            dx = _inside(dy, x, step, low, high)
             # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
-            return dx, (_sum_to(dy * y, step.shape) - _sum_to(dx * x, step.shape)) / step
+            return dx, (_dot_to(dy, y, step.shape) - _dot_to(dx, x, step.shape)) / step
 
         return y, gradient
 

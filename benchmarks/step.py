@@ -1,0 +1,96 @@
+"""Milliseconds of a training step: float, tfmot's 8-bit QAT, kerakd W4A4 and ternary-A8, side by side.
+
+    python benchmarks/step.py [--net=resnet20|mobilenet_v2] [--repeats=9] [--json=FILE]
+
+Each variant takes a few steps in turn, round after round; the medians count, so a machine whose speed drifts is fair to all.
+"""
+
+import argparse
+import json
+import time
+
+import kerakd.quiet
+
+with kerakd.quiet.native_chatter_off():
+    import numpy as np
+    import tensorflow as tf
+    import tensorflow_model_optimization as tfmot
+    import tf_keras as keras
+
+    import kerakd
+    from kerakd import models
+
+CASES = {"resnet20": (128, 32, 10), "mobilenet_v2": (16, 224, 1000)}  # batch, side, classes
+
+
+def step_function(model, images, labels):
+    """A compiled SGD step on one batch, returning the loss."""
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    optimizer.build(model.trainable_variables)
+
+    @tf.function
+    def step():
+        with tf.GradientTape() as tape:
+            loss = loss_of(labels, model(images, training=True))
+        optimizer.minimize(loss, model.trainable_variables, tape=tape)
+        return loss
+
+    return step
+
+
+def variants(net, images):
+    """{name: function that makes the model}; a variant that can't be made says why."""
+
+    def student(weights, activations):
+        made = kerakd.quantize(net(), kerakd.Scheme(weights, activations))
+        kerakd.calibrate(made, images[:32])
+        return made
+
+    return {
+        "float": net,
+        "tfmot W8A8": lambda: tfmot.quantization.keras.quantize_model(net()),
+        "kerakd W4A4": lambda: student(kerakd.Interval(4), kerakd.Interval(4)),
+        "kerakd ternary-A8": lambda: student(kerakd.Ternary(), kerakd.Interval(8)),
+    }
+
+
+def measure(name, repeats):
+    """{figure: number} of one network."""
+    batch, side, classes = CASES[name]
+    random = np.random.default_rng(0)
+    images = tf.constant(random.normal(size=(batch, side, side, 3)), tf.float32)
+    labels = tf.constant(random.integers(0, classes, batch))
+    steps = {key: step_function(make(), images, labels) for key, make in variants(lambda: models.build(name, (side, side, 3), classes), images).items()}
+    times = {key: [] for key in steps}
+    for step in steps.values():
+        step(), step()
+    for _ in range(repeats):
+        for key, step in steps.items():
+            start = time.perf_counter()
+            step().numpy()
+            step().numpy()
+            times[key].append((time.perf_counter() - start) / 2)
+    return {f"{name} {key} ms": 1e3 * float(np.median(seconds)) for key, seconds in times.items()}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--net", choices=CASES, action="append")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--json", help="write one flat object, a name for each figure")
+    options = parser.parse_args()
+    figures = {}
+    for name in options.net or CASES:
+        figures.update(measure(name, options.repeats))
+        base = figures[f"{name} float ms"]
+        for key, value in figures.items():
+            if key.startswith(name):
+                print(f"{key:36} {value:8.1f}   {value / base:5.2f} x float", flush=True)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(figures, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
