@@ -54,6 +54,7 @@ class Config:
     warmup_epochs: float = _knob(0.0, "epochs of linear warm-up")
     weight_decay: float = _knob(0.0, "each step takes learning rate * weight_decay of every kernel away")
     clip_norm: typing.Optional[float] = _knob(None, "clip all gradients together to this norm")
+    batchnorm_batches: int = _knob(0, "training batches on which BatchNorm statistics are estimated anew after the last epoch; 0: as training left them")
     max_epochs: int = _knob(0, "no phase is longer than this; 0: as given")
 
     def __post_init__(self):

@@ -13,7 +13,7 @@ with quiet.native_chatter_off():
     import tf_keras as keras
 
     from kerakd import config as config_module
-    from kerakd import data, evaluate, models, optimizers, report
+    from kerakd import batchnorm, data, evaluate, models, optimizers, report
     from kerakd.distiller import MODES, Distiller
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
@@ -146,6 +146,7 @@ class Training:
             if first < ended:
                 distiller.enter(mode)
                 self.fit(distiller, stage, objects, first, ended, total)
+        self.reestimate(student, stage.seed, total)
         self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
         if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in stage.phases):
             self.directory.save_model(f"{stage.name}_teacher", teacher)
@@ -157,6 +158,14 @@ class Training:
         progress = Progress(stage.title, self.steps, c.batch_size, first, total)
         keep = Keep(self.directory, stage.name, objects, last=total)
         distiller.fit(views, validation_data=self.testing, initial_epoch=first, epochs=ended, steps_per_epoch=self.steps, verbose=0, callbacks=[keep, progress])
+
+    def reestimate(self, student, seed, epoch):
+        """BatchNorm statistics on views of the epoch after the last one."""
+        c = self.config
+        if c.batchnorm_batches:
+            epochs = epoch + -(-c.batchnorm_batches // self.steps)
+            views = data.training(self.train, view=c.view, size=self.shape[:2], batch_size=c.batch_size, seed=seed, epochs=epochs, first_epoch=epoch)
+            batchnorm.reestimate(student, (images for images, _ in views.take(c.batchnorm_batches)))
 
     def accuracy(self, model):
         images, labels = data.arrays(self.testing)

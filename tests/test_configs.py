@@ -21,14 +21,27 @@ def test_a_configuration_stands_on_its_own(path):
     assert made.dataset and made.phases() and "flagfile" not in "".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
 
 
+def train(workdir, *flags):
+    status, out, err = run_program("kerakd.train", *flags, f"--workdir={workdir}")
+    assert status == 0, out + err
+    return (workdir / "metrics.jsonl").read_text(), (workdir / "results.json").read_text()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_trains_under_smoke_and_again_from_its_own_flags(path, tmp_path, data_dir):
-    first, again = tmp_path / "first", tmp_path / "again"
-    status, out, err = run_program(
-        "kerakd.train", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}", f"--workdir={first}"
-    )
-    assert status == 0, out + err
-    status, out, err = run_program("kerakd.train", f"--flagfile={first / 'flags.cfg'}", f"--workdir={again}")
-    assert status == 0, out + err
-    assert (first / "metrics.jsonl").read_text() == (again / "metrics.jsonl").read_text()
-    assert (first / "results.json").read_text() == (again / "results.json").read_text()
+def test_a_configuration_trains_under_smoke(path, tmp_path, data_dir):
+    train(tmp_path / "run", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
+
+
+def again(path, tmp_path, data_dir):
+    first = train(tmp_path / "first", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
+    assert train(tmp_path / "again", f"--flagfile={tmp_path / 'first' / 'flags.cfg'}") == first
+
+
+def test_a_configuration_runs_again_from_its_own_flags(tmp_path, data_dir):
+    again(ROOT / "configs/digits_ternary.cfg", tmp_path, data_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_configuration_runs_again_from_its_own_flags(path, tmp_path, data_dir):
+    again(path, tmp_path, data_dir)

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"errors", "quiet"},
-    {"graph", "augment", "quantizers", "losses", "optimizers", "models", "data"},
+    {"graph", "batchnorm", "augment", "quantizers", "losses", "optimizers", "models", "data"},
     {"wrapper", "scheme", "distiller"},
     {"config", "rundir", "tflite"},
     {"train", "evaluate", "report", "progress"},
