@@ -6,8 +6,7 @@ RUN = $(VENV)/bin/python
 .PHONY: demo test test-slow lint env clean
 
 demo: env
-	rm -rf runs/digits
-	$(RUN) -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits
+	$(RUN) -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits --overwrite
 	$(RUN) -m export.tflite --run=runs/digits
 
 test: env

@@ -9,7 +9,7 @@ _HOME = {
     "BadInput": "errors",
     "Scheme": "scheme",
     "quantize": "scheme",
-    "calibrate": "scheme",
+    "calibrate": "calibration",
     "Ternary": "quantizers",
     "KBit": "quantizers",
     "Interval": "quantizers",

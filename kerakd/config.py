@@ -6,7 +6,7 @@ import typing
 
 from absl import flags
 
-from kerakd import augment, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import augment, calibration, distiller, losses, models, optimizers, quantizers, scheme
 from kerakd.errors import BadInput
 
 
@@ -35,7 +35,7 @@ class Config:
     first: int = _knob(8, "bits of the first weighted layer; 0: float")
     last: int = _knob(8, "bits of the last weighted layer; 0: float")
     override: tuple = _knob((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
-    calibration: str = _knob("max", "rule that sets the intervals before training", scheme.RULES)
+    calibration: str = _knob("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = _knob(512, "how many training images it looks at")
     start: str = _knob("scratch", "weights that the student starts from", ("scratch", "float"))
     phase: tuple = _knob((), f"MODE:EPOCHS, MODE one of {', '.join(distiller.MODES)}; repeat it for more phases")
@@ -76,9 +76,14 @@ class Config:
 
     def _check_phases(self):
         needs_teacher = [mode for mode, _ in self.phases() if distiller.MODES[mode].teacher]
-        if needs_teacher and not self.teacher:
-            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none")
-        if self.teacher and not self.teacher_weights and not self.teacher_epochs and not any(distiller.MODES[mode].teacher_learns for mode, _ in self.phases()):
+        if self.teacher_weights and (self.teacher or self.teacher_epochs):
+            raise BadInput("--teacher_weights: expected alone, as the file is the whole teacher, received --teacher or --teacher_epochs beside it")
+        if needs_teacher and not (self.teacher or self.teacher_weights):
+            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, or --teacher_weights=FILE, received neither")
+        if (self.teacher or self.teacher_weights or self.compare) and not needs_teacher:
+            raise BadInput("--phase: expected one with a teacher beside --teacher, --teacher_weights or --compare, received none; leave those away")
+        learns = any(distiller.MODES[mode].teacher_learns for mode, _ in self.phases())
+        if self.teacher and not self.teacher_epochs and not learns:
             raise BadInput("--teacher_epochs: expected more than 0, or --teacher_weights=FILE, received neither; an untrained teacher teaches nothing")
         if self.start == "float" and not self.float_epochs:
             raise BadInput("--float_epochs: expected more than 0 with --start=float, received 0; the student has no trained float weights to start from")
@@ -90,7 +95,7 @@ class Config:
         found = []
         for text in self.phase:
             mode, _, epochs = text.partition(":")
-            if mode not in distiller.MODES or not epochs.isdigit() or not int(epochs):
+            if mode not in distiller.MODES or not (epochs.isascii() and epochs.isdigit() and int(epochs)):
                 raise BadInput(f"--phase: expected MODE:EPOCHS with MODE one of {', '.join(distiller.MODES)}, received {text!r}")
             found.append((mode, self.epochs(int(epochs))))
         return found
@@ -112,7 +117,12 @@ class Config:
 
     def exports(self):
         """Whether the student can become an integer file: every quantizer is there."""
-        return all((self.activations != "float", self.weights != "float", self.first, self.last)) and not any("float" in rule for rule in self.override)
+        rules = [quantizer for rule in self.scheme().overrides.values() for quantizer in (rule.weights, rule.activations)]
+        return None not in rules and "float" not in (self.weights, self.activations) and bool(self.first and self.last)
+
+    def taught(self):
+        """Whether any phase has a teacher."""
+        return any(distiller.MODES[mode].teacher for mode, _ in self.phases())
 
     def text(self):
         """The flag file of this configuration: what differs from the defaults, a line each."""

@@ -1,14 +1,16 @@
 """Who learns from whom: a Keras Model that trains a student under a teacher."""
 
+import contextlib
 import dataclasses
 
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import losses
+from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.graph import check_functional
-from kerakd.scheme import uncalibrated
+from kerakd.scheme import check_logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Distiller(keras.Model):
         check_functional(student, "student")
         for one in teachers:
             _check_teacher(one, student)
-        _check_logits(student, "student")
+        check_logits(student, "student")
         if temperature <= 0:
             raise BadInput(f"temperature: expected more than 0, received {temperature}")
         if not callable(soft_loss) and soft_loss not in losses.BY_NAME:
@@ -129,8 +131,20 @@ class Distiller(keras.Model):
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        try:
+        with self._labels_explained():
             return super().fit(x, y, *args, **kwargs)
+
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        """As `keras.Model.evaluate`; no variable changes. Raises: BadInput for labels outside the classes."""
+        if y is not None:
+            check_labels(y, self.student.output_shape[-1])
+        with self._labels_explained():
+            return super().evaluate(x, y, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _labels_explained(self):
+        try:
+            yield
         except tf.errors.InvalidArgumentError as error:  # labels of a dataset are seen only as they come
             if "outside the valid range" not in error.message:
                 raise
@@ -151,6 +165,8 @@ class Distiller(keras.Model):
             logits = self.student(x, training=True)
             if self.mode.teacher_learns:
                 said = [self.teachers[0](x, training=True)]
+            for z in said:
+                _check_classes(z.shape[-1], logits.shape[-1])
             hard = self.compiled_loss(y, logits, sample_weight)
             soft = self._mean(sum(self.soft_loss(logits, z, self.temperature) for z in said), sample_weight) if said else 0.0
             loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
@@ -216,13 +232,10 @@ def _check_teacher(teacher, student):
     if isinstance(teacher, keras.Model) and not getattr(teacher, "_is_graph_network", False):
         return  # a subclassed teacher is only called
     check_functional(teacher, "teacher")
-    _check_logits(teacher, "teacher")
-    ours, theirs = student.output_shape[-1], teacher.output_shape[-1]
-    if ours != theirs:
+    check_logits(teacher, "teacher")
+    _check_classes(teacher.output_shape[-1], student.output_shape[-1])
+
+
+def _check_classes(theirs, ours):
+    if theirs != ours:
         raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
-
-
-def _check_logits(model, argument):
-    last = model.outputs[0].node.layer
-    if isinstance(last, keras.layers.Softmax) or getattr(last, "activation", None) is keras.activations.softmax:
-        raise BadInput(f"{argument}: expected logits, received probabilities: {last.name!r} ends in softmax; give the layer activation=None")

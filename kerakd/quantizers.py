@@ -12,125 +12,7 @@ import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras.quantizers import Quantizer
 
 from kerakd.errors import BadInput
-
-EDGE = 1 + 1e-6  # x = I itself is inside, whatever float32 makes of x / step
-SMALLEST = 1e-8  # of an interval or a scale: keeps every division finite and a learned interval positive
-
-
-def _sum_to(x, shape):
-    """Sums `x` [..., C] to `shape`: () or [C]."""
-    return tf.reduce_sum(x) if shape.rank == 0 else tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
-
-
-def _dot_to(a, b, shape):
-    """sum(a * b) to `shape`; for one sum without the product in between."""
-    if shape.rank:
-        return _sum_to(a * b, shape)
-    return tf.reshape(tf.matmul(tf.reshape(a, [1, -1]), tf.reshape(b, [-1, 1])), [])
-
-
-def _inside(dy, x, step, low, high):
-    """dy where low <= x/step <= high, else 0."""
-    if x.dtype == tf.float32 and step.shape.rank == 0:  # the gradient of the stock op is this mask, in one pass over memory
-        ends = {"min": low * EDGE * step, "max": high * EDGE * step, "num_bits": (high - low).bit_length(), "narrow_range": low == -high}
-        return tf.raw_ops.FakeQuantWithMinMaxVarsGradient(gradients=dy, inputs=x, **ends)[0]
-    return dy * tf.cast((x >= low * EDGE * step) & (x <= high * EDGE * step), dy.dtype)
-
-
-def uniform(x, step, low, high, inverse=None):
-    """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
-
-    Forward:   y = step * round(clip(x / step, low, high)), halves to even.
-    Backward:  dy/dx = 1 where low <= x/step <= high, else 0 (straight-through estimator);
-               dy/dstep = round(x/step) - x/step inside; low or high where clipped.
-    With I = step * q this is QKD's trainable interval (section 3; the printed equations are QIL's form), and LSQ (section 2.1).
-
-    The quotient is x * float32(1/step), rounded to float32 before it is rounded to a code, as integer runtimes compute
-    it. In a float64 copy of a model, where x is exact, the code is then theirs to the bit.
-
-    Args:
-        x: [..., C].
-        step: positive, () or [C].
-        low, high: integers, the grid's ends.
-        inverse: of a fixed step, where 1/step in float32 is not it.
-    Returns: [..., C].
-    """
-
-    @tf.custom_gradient
-    def forward(x, step):
-        ratio = tf.cast(x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse)), tf.float32)
-        codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
-        y = tf.cast(codes, x.dtype) * step
-
-        def gradient(dy):
-            dx = _inside(dy, x, step, low, high)
-            # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
-            return dx, (_dot_to(dy, y, step.shape) - _dot_to(dx, x, step.shape)) / step
-
-        return y, gradient
-
-    return forward(x, step)
-
-
-@tf.custom_gradient
-def positive(value):
-    """max(value, SMALLEST), with the gradient of the identity: an interval pushed below zero finds its way back. Keeps NaN."""
-    return tf.where(value < SMALLEST, tf.constant(SMALLEST, value.dtype), value), lambda gradient: gradient
-
-
-def straight_through(x, y):
-    """y forward, the identity's gradient to x backward."""
-    return x + tf.stop_gradient(y - x)
-
-
-def ternary_threshold(w, axes):
-    """TWN's threshold: 0.7 * mean|w| over `axes`, kept dimensions (TWN, section 2.2)."""
-    return 0.7 * tf.reduce_mean(tf.abs(w), axes, keepdims=True)
-
-
-def ternary_scale(w, axes, scale="abs"):
-    """The scale of ternary weights, kept dimensions.
-
-    "abs":      mean(|w| : |w| > threshold)  (TWN, section 2.2).
-    "positive": mean(w : w > threshold)      (Apprentice, section 5); where no weight is above it, the formula has no
-                value and "abs" is taken.
-    """
-    threshold = ternary_threshold(w, axes)
-
-    def mean_where(mask):
-        mask = tf.cast(mask, w.dtype)
-        return tf.math.divide_no_nan(tf.reduce_sum(tf.abs(w) * mask, axes, keepdims=True), tf.reduce_sum(mask, axes, keepdims=True))
-
-    both = mean_where(tf.abs(w) > threshold)
-    if scale == "abs":
-        return both
-    above = mean_where(w > threshold)
-    return tf.where(above > 0, above, both)
-
-
-@tf.custom_gradient
-def sequential_ternary(w, alpha):
-    """SEQ: w onto {-2/3, 0, 2/3} * alpha (ParetoQ, section 3).
-
-    Forward:   y = alpha * round(1.5 * clip(w/alpha, -.99, .99)) / 1.5
-    Backward:  dy/dw = 1 where |w/alpha| <= .99, else 0; dy/dalpha = y/alpha - w/alpha inside, -1 or 1 where clipped.
-
-    Args: w [..., C]; alpha positive, () or [C].
-    """
-    ratio = w / alpha
-    y = tf.round(1.5 * tf.clip_by_value(ratio, -0.99, 0.99)) * (alpha / 1.5)
-
-    def gradient(dy):
-        inside = tf.abs(ratio) <= 0.99
-        to_alpha = tf.where(inside, y / alpha - ratio, tf.sign(ratio))
-        return dy * tf.cast(inside, dy.dtype), _sum_to(dy * to_alpha, alpha.shape)
-
-    return y, gradient
-
-
-def _scaled_gradient(x, factor):
-    """x forward; its gradient times `factor` backward (LSQ, section 2.2)."""
-    return tf.stop_gradient(x - x * factor) + x * factor
+from kerakd.grids import SMALLEST, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
 
 
 def _check_bits(bits, lowest=2, highest=8, who="bits"):
@@ -248,7 +130,7 @@ class Ternary(GridQuantizer):
     def quantize(self, w, variables):
         if self.learned:
             alpha = positive(tf.cast(variables["interval"], w.dtype))
-            return sequential_ternary(w, _scaled_gradient(alpha, tf.cast(tf.size(w), w.dtype) ** -0.5))
+            return sequential_ternary(w, scaled_gradient(alpha, tf.cast(tf.size(w), w.dtype) ** -0.5))
         axes = self._axes(w)
         mask = tf.cast(tf.abs(w) > ternary_threshold(w, axes), w.dtype)
         return straight_through(w, ternary_scale(w, axes, self.scale) * tf.sign(w) * mask)
@@ -338,7 +220,7 @@ class Interval(GridQuantizer):
     def quantize(self, x, variables):
         step = self.step(x, variables)
         if self.gradient_scale:
-            step = _scaled_gradient(step, self._lsq_factor(x))
+            step = scaled_gradient(step, self._lsq_factor(x))
         return uniform(x, step, *self.levels())
 
     def _lsq_factor(self, x):

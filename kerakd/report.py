@@ -1,26 +1,49 @@
 """Pictures of a run: the learning curves."""
 
+import numpy as np
+
 from kerakd.rundir import write_aside
 
+COLOURS = {"teacher": "tab:gray", "float": "tab:green", "alone": "tab:orange", "taught": "tab:blue"}
 
-def curves(rows, path):
-    """Draws test error and training loss against epochs, a line for each stage, into a PNG.
 
-    Args:
-        rows: RunDirectory.metrics().
-        path: of the PNG.
+def figure_of(rows):
+    """Test error and training loss against epochs, a colour for each kind of network: thin for each seed, thick for their mean.
+
+    Args: rows: RunDirectory.metrics().
+    Returns: a matplotlib Figure of two axes.
     """
     from matplotlib.figure import Figure  # half a second's import, needed at the end of a run
+    from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for stage in dict.fromkeys(row["stage"] for row in rows):
-        epochs = [row["epoch"] + 1 for row in rows if row["stage"] == stage]
-        style = {"label": stage.replace("_", " "), "linewidth": 1.4, "linestyle": "--" if stage.startswith("alone") else "-"}
-        left.plot(epochs, [100 * (1 - row["val_accuracy"]) for row in rows if row["stage"] == stage], **style)
-        right.plot(epochs, [row["hard_loss"] for row in rows if row["stage"] == stage], **style)
-    for axes, title, unit in ((left, "Test error", "%"), (right, "Training loss on labels", "cross-entropy, nats")):
-        axes.set(title=title, xlabel="epoch", ylabel=unit, yscale="log")
-        axes.grid(alpha=0.3, which="both")
-    left.legend(fontsize=8)
-    write_aside(path, lambda aside: figure.savefig(aside, dpi=120))
+    for kind in dict.fromkeys(row["stage"].split("_")[0] for row in rows):
+        stages = list(dict.fromkeys(row["stage"] for row in rows if row["stage"].split("_")[0] == kind))
+        errors = [[100 * (1 - row["val_accuracy"]) for row in rows if row["stage"] == stage] for stage in stages]
+        losses = [[row["hard_loss"] for row in rows if row["stage"] == stage] for stage in stages]
+        label = kind if len(stages) == 1 else f"{kind}, mean of {len(stages)} seeds"
+        for axes, curves in ((left, errors), (right, losses)):
+            _draw(axes, curves, label, COLOURS.get(kind))
+    left.set(title="Test error", xlabel="epoch", ylabel="%", ylim=(0, None))
+    right.set(title="Training loss on labels", xlabel="epoch", ylabel="cross-entropy, nats", yscale="log")
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    left.legend()
+    return figure
+
+
+def _draw(axes, curves, label, colour):
+    """One kind's curves; a network that trained for a few epochs shows its points."""
+    epochs = np.arange(1, len(curves[0]) + 1)
+    marker = "o" if len(epochs) < 5 else None
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(epochs, curve, color=colour, linewidth=0.6, alpha=0.4)
+    axes.plot(epochs, np.mean(curves, axis=0), color=colour, linewidth=1.8, marker=marker, label=label)
+
+
+def curves(rows, path):
+    """Writes `figure_of(rows)` as a PNG to `path`."""
+    write_aside(path, lambda aside: figure_of(rows).savefig(aside, dpi=120))

@@ -40,11 +40,9 @@ class RunDirectory:
     def complete(self):
         return (self.path / "results.json").exists()
 
-    def claim(self, text, resume, overwrite):
-        """Makes the directory ready to train in, with `text` as its flags.
-
-        Raises: BadInput if it holds a run and neither `resume` nor `overwrite` is given, if the run to resume has other
-        flags, or if it can't be written.
+    def check(self, text, resume, overwrite):
+        """Raises BadInput if the directory holds a run and neither `resume` nor `overwrite` is given, if it holds other
+        files, or if the run to resume has other flags than `text`. Writes nothing.
         """
         flags = self.path / "flags.cfg"
         if resume and overwrite:
@@ -66,26 +64,30 @@ class RunDirectory:
             raise BadInput(
                 f"--resume: expected the flags of {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
             )
+
+    def claim(self, text, resume, overwrite):
+        """Makes the directory ready to train in, with `text` as its flags. Raises: BadInput as `check`, or if it can't be written."""
+        self.check(text, resume, overwrite)
+        flags = self.path / "flags.cfg"
         try:
             if overwrite and self.path.exists():
                 shutil.rmtree(self.path)
-            (self.path / "models").mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_aside(flags, lambda aside: aside.write_text(text))
+            (self.path / "models").mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(f"--workdir: expected a directory that can be written, received {self.path} ({error.strerror})") from error
 
-    def _stage_metrics(self):
+    def metrics(self):
+        """[{"stage", "epoch", ...}] in the order of training."""
         path = self.path / "metrics.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
-    def metrics(self):
-        """[{"stage", "epoch", ...}] in the order of training."""
-        return self._stage_metrics()
-
     def keep_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know."""
-        kept = [row for row in self._stage_metrics() if row["stage"] != stage or row["epoch"] < epochs]
-        if self._stage_metrics() != kept:
+        rows = self.metrics()
+        kept = [row for row in rows if row["stage"] != stage or row["epoch"] < epochs]
+        if rows != kept:
             write_aside(self.path / "metrics.jsonl", lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in kept)))
 
     def add_metrics(self, stage, epoch, values):

@@ -5,13 +5,12 @@ import itertools
 import re
 import sys
 
-import numpy as np
 import tensorflow as tf
 import tf_keras as keras
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from kerakd import graph
+from kerakd.calibration import fit_weight_intervals
 from kerakd.errors import BadInput
 from kerakd.quantizers import Interval, Quantizer
 from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer, kernel_name
@@ -22,6 +21,7 @@ TRANSPARENT = (  # layers whose output holds values of their input (and zeros), 
     *(L.ZeroPadding1D, L.ZeroPadding2D, L.Cropping1D, L.Cropping2D, L.Dropout, L.SpatialDropout2D, L.GaussianNoise),
 )
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
+PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
 FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
 
 
@@ -33,8 +33,9 @@ class Scheme:
         weights: quantizer of every kernel but the first and last; None leaves them float.
         activations: quantizer of every activation that is never negative; None leaves all activations float. Tensors
             that can be negative (linear outputs, the operands of an addition) take the same kind of interval at 8 bits.
-        first, last: bits of the first and the last weighted layer's kernel, of the model's input and of the last
-            layer's input and output; None leaves the kernel float.
+        first, last: bits of the first and the last weighted layer's kernel; None leaves it float. The model's input, the
+            last layer's input and the logits have 8 bits, in float only where `activations` is None (the input also
+            where `first` is).
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
             and it comes before `first` and `last`. Its `activations` are those of the layer's output.
     Raises: BadInput for what is not a quantizer, for bits outside 2..8.
@@ -66,13 +67,13 @@ class Plan:
     kernels: a quantizer or None for each call's kernel.
     outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
     input: the quantizer of the model's inputs, or None.
-    float_layers: names of the layers that stay float.
+    inexact: names of the layers for which a file is not promised to be exact.
     """
 
     kernels: list
     outputs: list
     input: Quantizer | None
-    float_layers: list
+    inexact: list
 
 
 def is_relu(layer):
@@ -128,14 +129,20 @@ def plan(model, scheme):
     for call in calls:
         quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
         outputs.append(quantizer and (quantizer, groups[id(call)]))
-    floats = [call.layer.name for call in calls if _stays_float(call)]
+    inexact = [call.layer.name for call in calls if not _is_exact(call)]
     bits = scheme.first if scheme.activations is not None else None
-    return Plan(kernels, outputs, bits and Interval(8).for_tensor("signed"), floats)
+    return Plan(kernels, outputs, bits and Interval(8).for_tensor("signed"), inexact)
 
 
-def _stays_float(call):
+def _is_exact(call):
+    """Whether the integer arithmetic of the call is one that the exporter knows to the last code."""
     layer = call.layer
-    return isinstance(layer, FLOAT) or bool(layer.weights and not kernel_name(layer) and not isinstance(layer, L.BatchNormalization))
+    if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
+        return kernel_name(layer) is not None and (is_linear(layer) or is_relu(layer))
+    if isinstance(layer, (L.Add, L.Multiply)):
+        return len(call.inputs) == 2
+    relu = isinstance(layer, (L.ReLU, L.Activation)) and (is_relu(layer) or is_linear(layer))
+    return relu or isinstance(layer, (L.BatchNormalization, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Concatenate, *TRANSPARENT))
 
 
 def _groups(calls):
@@ -210,6 +217,16 @@ def is_quantized(model):
     return any(isinstance(layer, (QuantizeWrapper, QuantizedActivation)) for layer in model._flatten_layers())
 
 
+def check_logits(model, argument):
+    """Raises BadInput if an output of the model comes out of a softmax or a sigmoid: losses and files here are of logits."""
+    for call in graph.calls(model):
+        layer = getattr(call.layer, "layer", call.layer)
+        quantized = [reader.outputs[0] for value in call.outputs for reader in value.readers if isinstance(reader.layer, QuantizedActivation)]
+        ends = any(value.is_output for value in call.outputs + quantized)
+        if ends and (isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES):
+            raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
+
+
 def quantize(model, scheme):
     """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
 
@@ -226,11 +243,18 @@ def quantize(model, scheme):
     graph.check_functional(model)
     if not isinstance(scheme, Scheme):
         raise BadInput(f"scheme: expected a kerakd.Scheme, received {scheme!r}")
+    check_logits(model, "model")
+    for source in model.inputs:
+        if not source.dtype.is_floating:
+            raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")
     if is_quantized(model):
         raise BadInput(f"model: expected a float model, received {model.name!r}, which is quantized already; quantize the float model that it was made from")
     todo = plan(model, scheme)
-    if todo.float_layers and scheme.activations is not None:
-        print(f"kerakd: left in float, as it has no integer form: {', '.join(todo.float_layers)}", file=sys.stderr)
+    if todo.inexact and scheme.activations is not None:
+        print(
+            f"kerakd: not on README's list of layers whose file is exact, and perhaps float in it: {', '.join(todo.inexact)}",
+            file=sys.stderr,
+        )
     made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, strict=True))
 
     def attach(layer, args, kwargs):
@@ -252,102 +276,5 @@ def quantize(model, scheme):
     student = graph.rebuild(model, attach, on_input)
     for layer, copy in made.values():
         (copy.layer if isinstance(copy, QuantizedLayer) else copy).set_weights(layer.get_weights())
-    _fit_weight_intervals(student, "max")
+    fit_weight_intervals(student, "max")
     return student
-
-
-def calibrate(model, images, rule="max"):
-    """Sets every interval of `model` in one pass, layer after layer, each on what the quantized layers before it give.
-
-    Args:
-        model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
-        images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
-        rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1.
-    Raises: BadInput for another rule, for images with NaN or infinity.
-    """
-    if rule not in RULES:
-        raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
-    images = tf.nest.map_structure(tf.convert_to_tensor, images)
-    for batch in tf.nest.flatten(images):
-        if not batch.dtype.is_floating:
-            raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
-        if not bool(tf.reduce_all(tf.math.is_finite(batch))):
-            raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
-    _fit_weight_intervals(model, rule)
-    seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
-
-    def run(layer, args, kwargs):
-        if isinstance(layer, QuantizedActivation):
-            _fit(layer.quantizer, args[0], layer.quantizer_variables, rule)
-            for variable in layer.quantizer_variables.values():
-                variable.assign(tf.maximum(variable, seen.get(layer.name, variable)))
-                seen[layer.name] = tf.identity(variable)
-        elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
-            quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
-            _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
-        elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
-            layer(*args, training=True)
-        return layer(*args, **kwargs)
-
-    graph.walk(model, images, run)
-
-
-def _before_output_quantizer(wrapper, args, kwargs):
-    quantizers, wrapper._output_quantizers = wrapper._output_quantizers, []
-    try:
-        return wrapper(*args, **kwargs)
-    finally:
-        wrapper._output_quantizers = quantizers
-
-
-def _fit_weight_intervals(model, rule):
-    for layer in model._flatten_layers():
-        if isinstance(layer, QuantizeWrapper):
-            for kernel, quantizer, variables in layer._weight_vars:
-                _fit(quantizer, tf.convert_to_tensor(kernel), variables, rule)
-
-
-def _fit(quantizer, x, variables, rule):
-    """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x."""
-    if "interval" not in (variables or {}) or not hasattr(quantizer, "calibrated"):
-        return
-    x = tf.cast(x, tf.float32)
-    channels = variables["interval"].shape.rank == 1
-    rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
-    interval = RULES[rule](rows, quantizer, variables["interval"].shape)
-    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), 1.0)  # all zeros, as behind a gamma of 0, say nothing of what is to come
-    for name, value in quantizer.calibrated(interval).items():
-        variables[name].assign(tf.reshape(value, variables[name].shape))
-
-
-def _maximum(rows, quantizer, shape):
-    return tf.reduce_max(tf.abs(rows), axis=0)
-
-
-def _percentile(rows, quantizer, shape):
-    return tf.constant(np.percentile(np.abs(rows), 99.9, axis=0), tf.float32)
-
-
-def _least_squares(rows, quantizer, shape):
-    quantizer = getattr(quantizer, "quantizer", quantizer)  # rows of a depthwise kernel are flat already
-    best = largest = _maximum(rows, quantizer, shape)
-    least = tf.fill(tf.shape(best), float("inf"))
-    for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):
-        interval = tf.maximum(largest * share, 1e-6)
-        error = tf.reduce_mean((quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}) - rows) ** 2, axis=0)
-        best, least = tf.where(error < least, interval, best), tf.minimum(error, least)
-    return best
-
-
-RULES = {"max": _maximum, "percentile": _percentile, "mse": _least_squares}
-
-
-def uncalibrated(model):
-    """The names of the layers of `model` whose interval is not set."""
-    found = []
-    for layer in model._flatten_layers():
-        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizeWrapper)) else []:
-            if "_interval" in variable.name and not bool(tf.reduce_all(tf.math.is_finite(variable))):
-                found.append(layer.name)
-    return found

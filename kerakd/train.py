@@ -12,13 +12,14 @@ with quiet.native_chatter_off():
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd import config as config_module
     from kerakd import batchnorm, data, evaluate, models, optimizers, report
+    from kerakd import config as config_module
+    from kerakd.calibration import calibrate
     from kerakd.distiller import MODES, Distiller
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
     from kerakd.rundir import RunDirectory, load_model
-    from kerakd.scheme import calibrate, plan, quantize
+    from kerakd.scheme import plan, quantize
     from kerakd.tflite import settle
 
 
@@ -58,7 +59,7 @@ class Training:
         """The stages that the configuration asks for, in order."""
         c = self.config
         found = []
-        if c.teacher and not c.teacher_weights and c.teacher_epochs:
+        if c.teacher and c.teacher_epochs:
             found.append(Stage("teacher", "teacher", [("alone", c.epochs(c.teacher_epochs))], c.seed, lambda: (self.build(c.teacher, c.teacher_width), None)))
         if c.float_epochs:
             found.append(Stage("float", "float student", [("alone", c.epochs(c.float_epochs))], c.seed, lambda: (self.build(c.student, c.student_width), None)))
@@ -66,7 +67,8 @@ class Training:
         for seed in range(c.seed, c.seed + c.seeds):
             if c.compare:
                 found.append(Stage(f"alone_{seed}", f"student alone, seed {seed}", [("alone", total)], seed, lambda: (self.student(), None)))
-            found.append(Stage(f"taught_{seed}", f"student taught, seed {seed}", c.phases(), seed, lambda: (self.student(), self.teacher())))
+            title = f"student taught, seed {seed}" if c.taught() else f"student, seed {seed}"
+            found.append(Stage(f"taught_{seed}", title, c.phases(), seed, lambda: (self.student(), self.teacher())))
         return found
 
     def student(self):
@@ -82,13 +84,14 @@ class Training:
 
     def teacher(self):
         """The trained teacher, or a fresh one where it learns from scratch beside the student; None without one."""
+        if self.config.teacher_weights:
+            teacher, expected = load_model(self.config.teacher_weights), (self.shape, self.train.classes)
+            received = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
+            if received != expected:
+                raise BadInput(f"--teacher_weights: expected images {expected[0]} and {expected[1]} classes, received {received[0]} and {received[1]}")
+            return teacher
         if not self.config.teacher:
             return None
-        if self.config.teacher_weights:
-            teacher = load_model(self.config.teacher_weights)
-            if teacher.output_shape[-1] != self.train.classes:
-                raise BadInput(f"--teacher_weights: expected {self.train.classes} classes, as {self.train.name} has, received {teacher.output_shape[-1]}")
-            return teacher
         if self.directory.has_model("teacher"):
             return self.directory.load_model("teacher")
         return self.build(self.config.teacher, self.config.teacher_width)
@@ -106,7 +109,7 @@ class Training:
         for variable in distiller.student.trainable_variables:
             kind = next((k for k, rate in rates.items() if rate is not None and k in variable.name), "optimizer")
             groups.setdefault(kind, []).append(variable)
-        made = {kind: self.optimizer(rates.get(kind) or c.learning_rate, total, variables) for kind, variables in groups.items()}
+        made = {kind: self.optimizer(rates.get(kind, c.learning_rate), total, variables) for kind, variables in groups.items()}
         if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in c.phases()):
             made["teacher_optimizer"] = self.optimizer(c.learning_rate, total, teacher.trainable_variables)
         distiller.compile(
@@ -186,7 +189,7 @@ class Training:
 
 
 class Keep(keras.callbacks.Callback):
-    """After each epoch: a line of metrics, then a checkpoint, at most one a second and one at the end of a phase."""
+    """After each epoch a line of metrics; after each but the stage's last, whose model is saved itself, a checkpoint."""
 
     def __init__(self, directory, stage, objects, last):
         super().__init__()
@@ -194,14 +197,15 @@ class Keep(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.directory.add_metrics(self.stage, epoch, logs)
-        if epoch + 1 < self.last:  # after the last epoch the model itself is saved
+        if epoch + 1 < self.last:
             self.directory.checkpoint(self.stage, epoch + 1, self.objects)
 
 
-def table(results):
+def table(results, taught):
     """The lines that end a run: test accuracy of each kind of network, students as mean over seeds."""
     rows = []
-    for kind, title in (("teacher", "teacher"), ("float", "float student"), ("alone", "quantized student, alone"), ("taught", "quantized student, taught")):
+    student = "student, taught" if taught else "student"
+    for kind, title in (("teacher", "teacher"), ("float", "float student"), ("alone", "student, alone"), ("taught", student)):
         found = [accuracy for name, accuracy in results.items() if name.split("_")[0] == kind]
         if found:
             spread = f"  (mean of {len(found)} seeds, {min(found):.4f} to {max(found):.4f})" if len(found) > 1 else ""
@@ -220,10 +224,13 @@ def main():
         raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
     tf.config.experimental.enable_op_determinism()
     directory = RunDirectory(where["workdir"])
+    directory.check(config.text(), where["resume"], where["overwrite"])
     training = Training(config, directory)
     directory.claim(config.text(), where["resume"], where["overwrite"])
-    print(table(training.run()))
-    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg)\nnext: python -m export.tflite --run={directory.path}")
+    print(table(training.run(), config.taught()))
+    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg)")
+    if config.exports():
+        print(f"next: python -m export.tflite --run={directory.path}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from kerakd.config import Config, parse
 from kerakd.errors import BadInput
 
 GOOD = {"dataset": "digits", "student": "resnet8", "phase": ("alone:3",)}
-TAUGHT = {**GOOD, "teacher": "resnet8", "teacher_epochs": 1}
+TAUGHT = {**GOOD, "teacher": "resnet8", "teacher_epochs": 1, "phase": ("trained_teacher:3",)}
 
 
 def test_a_flag_file_gives_the_same_configuration(tmp_path):
@@ -72,6 +72,10 @@ def test_the_scheme_is_what_the_flags_say():
         ({"phase": ("alone:0",)}, "--phase: expected MODE:EPOCHS"),
         ({"phase": ("joint:3",)}, "--teacher: expected a network for phase 'joint'"),
         ({"phase": ("trained_teacher:3",), "teacher": "resnet8"}, "--teacher_epochs: expected more than 0.*untrained teacher"),
+        ({"compare": True}, "--phase: expected one with a teacher"),
+        ({"teacher": "resnet8", "teacher_epochs": 1}, "--phase: expected one with a teacher"),
+        ({**TAUGHT, "teacher_weights": "x.keras"}, "--teacher_weights: expected alone"),
+        ({"phase": ("alone:²",)}, "--phase: expected MODE:EPOCHS"),
         ({"start": "float"}, "--float_epochs: expected more than 0"),
         ({**TAUGHT, "phase": ("finetune:3",)}, "--start: expected float"),
         ({"batch_size": 0}, "--batch_size: expected more than 0, received 0"),

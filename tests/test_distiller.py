@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd import distiller, losses, scheme
+from kerakd import calibration, distiller, losses, scheme
 from kerakd.distiller import MODES, Distiller
 from kerakd.errors import BadInput
 from kerakd.quantizers import Interval
@@ -268,7 +268,7 @@ def quantized():
 @pytest.mark.parametrize("own, name", [("weight_interval_optimizer", "kernel_interval"), ("activation_interval_optimizer", "activation_interval")])
 def test_an_interval_optimizer_moves_its_intervals_and_nothing_else(own, name):
     student, images = quantized()
-    scheme.calibrate(student, images)
+    calibration.calibrate(student, images)
     student.get_layer("logits").layer.kernel.assign_add(0.1 * tf.sign(student.get_layer("logits").layer.kernel))  # so that no interval is at rest
     before = {v.ref(): v.numpy() for v in student.trainable_variables}
     model = taught("alone", student, optimizer=keras.optimizers.SGD(0.0), **{own: keras.optimizers.Adam(0.01)})
@@ -280,7 +280,7 @@ def test_an_interval_optimizer_moves_its_intervals_and_nothing_else(own, name):
 
 def test_without_its_own_optimizer_an_interval_moves_with_the_weights():
     student, images = quantized()
-    scheme.calibrate(student, images, "mse")
+    calibration.calibrate(student, images, "mse")
     before = [v.numpy() for v in student.trainable_variables]
     taught("alone", student, optimizer=keras.optimizers.Adam(0.01)).fit(images, Y[:8], verbose=0)
     moved = [v.name for v, old in zip(student.trainable_variables, before) if not np.array_equal(v, old)]
@@ -385,3 +385,33 @@ def test_labels_that_are_no_class_numbers_are_the_losss_to_judge():
     model = taught("alone", loss=keras.losses.CategoricalCrossentropy(from_logits=True))
     history = model.fit(X, np.eye(3, dtype=np.float32)[Y], batch_size=16, verbose=0).history
     assert history["loss"] == pytest.approx([hard(np.float64(net(1)(X, training=True)))], rel=1e-5)
+
+
+def test_a_student_that_ends_in_softmax_is_refused_however_it_is_dressed():
+    inside = keras.Sequential([keras.Input((4,)), L.Dense(3, activation=tf.nn.softmax)])
+    inputs = keras.Input((4,))
+    for net in (inside, keras.Model(inputs, inside(inputs)), keras.Model(inputs, L.Softmax()(L.Dense(3)(inputs)))):
+        with pytest.raises(BadInput, match="expected logits, received probabilities"):
+            kerakd.quantize(net, kerakd.Scheme(kerakd.Ternary(), kerakd.Interval(8)))
+        with pytest.raises(BadInput, match="expected logits, received probabilities"):
+            Distiller(student=net, mode="alone")
+
+
+def test_a_subclassed_teacher_with_other_classes_is_refused():
+    class Teacher(keras.Model):
+        def call(self, x, training=None):
+            return tf.zeros([tf.shape(x)[0], 5])
+
+    student = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    distiller = Distiller(student=student, teacher=Teacher())
+    distiller.compile()
+    with pytest.raises(BadInput, match="teacher: expected 3 classes, as the student has, received 5"):
+        distiller.fit(np.zeros((4, 4), np.float32), np.zeros(4, int), verbose=0)
+
+
+@pytest.mark.parametrize("wrap", [lambda x, y: (x, y), lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y)).batch(2),)])
+def test_evaluate_refuses_labels_outside_the_classes(wrap):
+    distiller = Distiller(student=keras.Sequential([keras.Input((4,)), L.Dense(3)]), mode="alone")
+    distiller.compile()
+    with pytest.raises(BadInput, match="labels: expected 0 to 2"):
+        distiller.evaluate(*wrap(np.zeros((4, 4), np.float32), np.array([0, 1, 2, 3])), verbose=0)

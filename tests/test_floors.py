@@ -7,9 +7,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "quiet"},
-    {"graph", "batchnorm", "augment", "quantizers", "losses", "optimizers", "models", "data"},
-    {"wrapper", "scheme", "distiller"},
+    {"errors", "quiet", "chatter"},
+    {"graph", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "models", "data"},
+    {"wrapper", "calibration", "scheme", "distiller"},
     {"config", "rundir", "tflite"},
     {"train", "evaluate", "report", "progress"},
 ]

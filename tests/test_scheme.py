@@ -7,10 +7,11 @@ import tf_keras as keras
 from tensorflow_model_optimization.quantization import keras as tfmot
 
 import kerakd
-from kerakd import models, scheme
+from kerakd import calibration, models
+from kerakd.calibration import RULES, calibrate
 from kerakd.errors import BadInput
 from kerakd.quantizers import Interval, KBit, Pact, Ternary
-from kerakd.scheme import RULES, Scheme, calibrate, quantize
+from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
@@ -163,7 +164,7 @@ def test_the_callers_model_is_not_touched(make):
     before, weights = model(x).numpy(), [w.tobytes() for w in model.get_weights()]
     student = quantize(model, Scheme(Interval(2), Interval(2)))
     calibrate(student, x)
-    assert not scheme.uncalibrated(student)
+    assert not calibration.uncalibrated(student)
     for variable in student.variables:
         if variable.dtype.is_floating:
             variable.assign(tf.ones_like(variable))
@@ -177,21 +178,21 @@ def test_a_shared_layer_stays_one_kernel_with_an_interval_for_each_of_its_output
     assert list(kernels(student)) == ["twice", "head"]
     assert [name for name in activations(student) if name.startswith("twice")] == ["twice_out", "twice_out2"]
     calibrate(student, IMAGES)
-    assert not scheme.uncalibrated(student) and student(IMAGES).shape == (8, 10)
+    assert not calibration.uncalibrated(student) and student(IMAGES).shape == (8, 10)
 
 
 def test_a_nested_model_comes_out_flat_and_is_quantized_within():
     student = quantize(nested(), Scheme(Ternary(), Interval(4)))
     assert kernels(student) == {"c1": Interval(8), "c2": Ternary(), "head": Interval(8)}
     calibrate(student, IMAGES)
-    assert not scheme.uncalibrated(student)
+    assert not calibration.uncalibrated(student)
 
 
 def test_intervals_of_weights_are_their_maximum_at_once_and_those_of_activations_are_not_set():
     student = quantize(resnet(), Scheme(Interval(4, per_channel=True), Interval(4)))
     kernel = student.get_layer("stage1_block1_conv1").layer.kernel
     np.testing.assert_array_equal(interval(student, "stage1_block1_conv1"), np.abs(kernel).max((0, 1, 2)))
-    assert set(scheme.uncalibrated(student)) == set(activations(student))
+    assert set(calibration.uncalibrated(student)) == set(activations(student))
 
 
 def test_a_depthwise_kernel_has_an_interval_for_each_of_its_output_channels():
@@ -270,7 +271,7 @@ def test_calibration_moves_intervals_alone():
 def test_all_zero_images_leave_no_interval_at_zero(rule):
     student = quantize(dense(3), Scheme(None, Interval(4)))
     calibrate(student, np.zeros((4, 4), np.float32), rule)
-    assert not scheme.uncalibrated(student) and interval(student, "only_out") > 0
+    assert not calibration.uncalibrated(student) and interval(student, "only_out") > 0
     np.testing.assert_array_equal(student(np.zeros((1, 4), np.float32)), 0)
 
 
@@ -408,4 +409,4 @@ def test_images_that_cannot_calibrate_are_refused_and_nothing_is_set(images, rul
     student = quantize(dense(3), USUAL)
     with pytest.raises(BadInput, match=telling):
         calibrate(student, images, rule)
-    assert len(scheme.uncalibrated(student)) == 2
+    assert len(calibration.uncalibrated(student)) == 2

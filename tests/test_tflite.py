@@ -575,3 +575,51 @@ def test_kernels_that_share_a_constant_in_the_file_are_packed_both():
     small = to_tflite(student, "int4")
     assert flatfile.census(small)["weights"] == {"INT8": 2, "INT4": 2}
     assert_exact(student, unpack(small), noise())
+
+
+def one_dimensional():
+    net = keras.Sequential([keras.Input((8, 2)), L.Conv1D(3, 3), L.Flatten(), L.Dense(2)])
+    student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, noise(8, (8, 2)))
+    return student
+
+
+def gated():
+    net = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3, activation="swish", name="gated"), L.Flatten(), L.Dense(2)])
+    student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, noise(8))
+    return student
+
+
+def two_headed():
+    inputs = keras.Input((4,))
+    student = kerakd.quantize(keras.Model(inputs, [L.Dense(2)(inputs), L.Dense(3)(inputs)]), Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, noise(8, (4,)))
+    return student
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (one_dimensional, "received 'conv1d.*a Conv1D; write it as Conv2D"),
+        (gated, "expected 'gated' with no activation or ReLU, received swish"),
+        (two_headed, "received 1 and 2"),
+    ],
+)
+def test_what_has_no_exact_file_is_refused_with_a_remedy(make, words):
+    with pytest.raises(BadInput, match=words):
+        to_tflite(make())
+
+
+def test_layers_outside_the_exact_ones_are_named(capsys):
+    net = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3), L.LeakyReLU(name="leaks"), L.Flatten(), L.Dense(2)])
+    kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
+    assert "perhaps float in it: leaks" in capsys.readouterr().err
+    kerakd.quantize(residual_net(), Scheme(Interval(4), Interval(4)))
+    assert capsys.readouterr().err == ""
+
+
+def test_integer_inputs_are_refused():
+    net = keras.Sequential([keras.Input((4,), dtype="uint8"), L.Rescaling(1 / 255), L.Dense(2)])
+    with pytest.raises(BadInput, match="expected float inputs, received uint8"):
+        kerakd.quantize(net, Scheme(Interval(4), Interval(4)))

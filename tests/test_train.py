@@ -58,7 +58,9 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
     """Killed outright (SIGKILL) at three random moments of its training, in whatever stage it is."""
     directory = tmp_path / "killed"
     arguments = [*SMALL_RUN, f"--data_dir={data_dir}", f"--workdir={directory}"]
-    moments = random.Random()
+    seed = time.time_ns()
+    print(f"killed at the moments of seed {seed}")  # shown where the test fails
+    moments = random.Random(seed)
     kills = []
     for attempt in range(3):
         process = start("kerakd.train", *arguments, *(["--resume"] if attempt else []))
@@ -86,7 +88,7 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
         ([*SMALL_RUN], "--workdir: expected a directory, received none"),
         ([*SMALL_RUN, "--dataset=no_such_set", "--workdir=NEW"], "dataset: expected digits or a TFDS name"),
         ([*SMALL_RUN, "--batch_size=2000", "--workdir=NEW"], "--batch_size: expected at most 1437"),
-        ([*SMALL_RUN, "--teacher_weights=nowhere.keras", "--workdir=NEW"], "which is not there"),
+        ([*SMALL_RUN, "--teacher=", "--teacher_epochs=0", "--teacher_weights=nowhere.keras", "--workdir=NEW"], "which is not there"),
         ([*SMALL_RUN, "--override=nothing=interval:4/interval:4", "--workdir=NEW"], "expected a pattern that matches a layer"),
     ],
 )

@@ -11,8 +11,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd import augment
+from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.quiet import native_chatter_off
 
 # (training split, test split) where they are not TFDS's train and test (FunMatch, appendix; ImageNet's test labels are not public)
 SPLITS = {

@@ -6,9 +6,9 @@ L = keras.layers
 ACTIVATIONS = {"relu": lambda name: L.ReLU(name=name), "relu6": lambda name: L.ReLU(6.0, name=name)}
 
 
-def conv(x, filters, size, stride=1, *, name, groups=1):
+def conv(x, filters, size, stride=1, *, name):
     """A convolution without bias, its padding the same for every input size; He initialization."""
-    return L.Conv2D(filters, size, stride, padding="same", use_bias=False, groups=groups, kernel_initializer="he_normal", name=name)(x)
+    return L.Conv2D(filters, size, stride, padding="same", use_bias=False, kernel_initializer="he_normal", name=name)(x)
 
 
 def depthwise(x, size, stride=1, *, name):

@@ -5,8 +5,8 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
+from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.quiet import native_chatter_off
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation
@@ -32,6 +32,9 @@ def to_tflite(model, container="int8", io="float32"):
         raise BadInput(f"container: expected one of {', '.join(CONTAINERS)}, received {container!r}")
     if io not in IO_TYPES:
         raise BadInput(f"io: expected one of {', '.join(IO_TYPES)}, received {io!r}")
+    graph.check_functional(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise BadInput(f"model: expected one input and one output, received {len(model.inputs)} and {len(model.outputs)}; export a model for each")
     folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
     wrong = [found.name for found in flatfile.matches(data, folded) if not found.equal]
@@ -56,10 +59,10 @@ def _convert(model, folded, io):
             kwargs = {**kwargs, "training": False}
         return layer(*args, **kwargs)
 
-    specs = [tf.TensorSpec([1, *ref.shape[1:]], tf.float32, name=ref.node.layer.name) for ref in model.inputs]
-    function = tf.function(lambda *images: graph.walk(model, images[0] if len(images) == 1 else list(images), lower))
+    (source,) = model.inputs
+    function = tf.function(lambda images: graph.walk(model, images, lower))
     with native_chatter_off():
-        concrete = function.get_concrete_function(*specs)
+        concrete = function.get_concrete_function(tf.TensorSpec([1, *source.shape[1:]], tf.float32, name=source.node.layer.name))
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = io

@@ -15,8 +15,9 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
+from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
-from kerakd.scheme import TRANSPARENT, fuses, is_relu, uncalibrated
+from kerakd.scheme import TRANSPARENT, fuses, is_linear, is_relu
 from kerakd.tflite import arithmetic
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
@@ -236,6 +237,10 @@ def _linear(call, grids, folded, container):
 def _weighted_parts(call, norm):
     """(template, codes, step [C], gain [C], bias [C], levels) of a quantized layer before its BatchNorm."""
     layer = call.layer.layer
+    if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
+        raise BadInput(f"model: expected two-dimensional convolutions, received {layer.name!r}, a Conv1D; write it as Conv2D with a height of 1")
+    if not (is_linear(layer) or is_relu(layer)):
+        raise BadInput(f"model: expected {layer.name!r} with no activation or ReLU, received {layer.activation.__name__}; put an Activation layer behind it")
     ((kernel, quantizer, variables),) = call.layer.kernels
     kernel = tf.convert_to_tensor(kernel)
     codes = quantizer.codes(kernel, variables).numpy()
@@ -302,5 +307,5 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room)
     steps = short(steps)
     units = np.rint(bias / (x.step * steps)).astype(np.int64)
     if len(units) > 1 and units[0] and (units == units[0]).all():
-        units[0] += 1  # the converter takes channel 0's step for every channel of a bias with one value (export traps)
+        units[0] += 1  # the converter takes channel 0's step for every channel of a bias with one value
     return Linear(name, template, codes, steps, units, low, high, room, x, y, [int(c) for c in dead])

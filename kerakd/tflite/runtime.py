@@ -5,8 +5,8 @@ import time
 import numpy as np
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
+from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.quiet import native_chatter_off
 from kerakd.tflite import flatfile
 
 

@@ -1,0 +1,107 @@
+"""Calibration: every interval of a student set from its weights and from a few hundred images."""
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
+
+from kerakd import graph
+from kerakd.errors import BadInput
+from kerakd.wrapper import QuantizedActivation
+
+
+def calibrate(model, images, rule="max"):
+    """Sets every interval of `model` in one pass, layer after layer, each on what the quantized layers before it give.
+
+    Args:
+        model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
+        images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
+        rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
+            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1.
+    Raises: BadInput for another rule, for images with NaN or infinity.
+    """
+    if rule not in RULES:
+        raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
+    images = tf.nest.map_structure(tf.convert_to_tensor, images)
+    for batch in tf.nest.flatten(images):
+        if not batch.dtype.is_floating:
+            raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
+        if not bool(tf.reduce_all(tf.math.is_finite(batch))):
+            raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    fit_weight_intervals(model, rule)
+    seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
+
+    def run(layer, args, kwargs):
+        if isinstance(layer, QuantizedActivation):
+            _fit(layer.quantizer, args[0], layer.quantizer_variables, rule)
+            for variable in layer.quantizer_variables.values():
+                variable.assign(tf.maximum(variable, seen.get(layer.name, variable)))
+                seen[layer.name] = tf.identity(variable)
+        elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
+            quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
+            _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
+        elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
+            layer(*args, training=True)
+        return layer(*args, **kwargs)
+
+    graph.walk(model, images, run)
+
+
+def _before_output_quantizer(wrapper, args, kwargs):
+    quantizers, wrapper._output_quantizers = wrapper._output_quantizers, []
+    try:
+        return wrapper(*args, **kwargs)
+    finally:
+        wrapper._output_quantizers = quantizers
+
+
+def fit_weight_intervals(model, rule):
+    for layer in model._flatten_layers():
+        if isinstance(layer, QuantizeWrapper):
+            for kernel, quantizer, variables in layer._weight_vars:
+                _fit(quantizer, tf.convert_to_tensor(kernel), variables, rule)
+
+
+def _fit(quantizer, x, variables, rule):
+    """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x."""
+    if "interval" not in (variables or {}) or not hasattr(quantizer, "calibrated"):
+        return
+    x = tf.cast(x, tf.float32)
+    channels = variables["interval"].shape.rank == 1
+    rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
+    interval = RULES[rule](rows, quantizer, variables["interval"].shape)
+    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), 1.0)  # all zeros, as behind a gamma of 0, say nothing of what is to come
+    for name, value in quantizer.calibrated(interval).items():
+        variables[name].assign(tf.reshape(value, variables[name].shape))
+
+
+def _maximum(rows, quantizer, shape):
+    return tf.reduce_max(tf.abs(rows), axis=0)
+
+
+def _percentile(rows, quantizer, shape):
+    return tf.constant(np.percentile(np.abs(rows), 99.9, axis=0), tf.float32)
+
+
+def _least_squares(rows, quantizer, shape):
+    quantizer = getattr(quantizer, "quantizer", quantizer)  # rows of a depthwise kernel are flat already
+    best = largest = _maximum(rows, quantizer, shape)
+    least = tf.fill(tf.shape(best), float("inf"))
+    for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):
+        interval = tf.maximum(largest * share, 1e-6)
+        error = tf.reduce_mean((quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}) - rows) ** 2, axis=0)
+        best, least = tf.where(error < least, interval, best), tf.minimum(error, least)
+    return best
+
+
+RULES = {"max": _maximum, "percentile": _percentile, "mse": _least_squares}
+
+
+def uncalibrated(model):
+    """The names of the layers of `model` whose interval is not set."""
+    found = []
+    for layer in model._flatten_layers():
+        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizeWrapper)) else []:
+            if "_interval" in variable.name and not bool(tf.reduce_all(tf.math.is_finite(variable))):
+                found.append(layer.name)
+    return found
