@@ -165,8 +165,6 @@ class Distiller(keras.Model):
             logits = self.student(x, training=True)
             if self.mode.teacher_learns:
                 said = [self.teachers[0](x, training=True)]
-            for z in said:
-                _check_classes(z.shape[-1], logits.shape[-1])
             hard = self.compiled_loss(y, logits, sample_weight)
             soft = self._mean(sum(self.soft_loss(logits, z, self.temperature) for z in said), sample_weight) if said else 0.0
             loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
@@ -230,7 +228,7 @@ def check_labels(labels, classes):
 
 def _check_teacher(teacher, student):
     if isinstance(teacher, keras.Model) and not getattr(teacher, "_is_graph_network", False):
-        return  # a subclassed teacher is only called
+        return _check_classes(teacher.compute_output_shape(student.input_shape)[-1], student.output_shape[-1])  # it is only called
     check_functional(teacher, "teacher")
     check_logits(teacher, "teacher")
     _check_classes(teacher.output_shape[-1], student.output_shape[-1])
