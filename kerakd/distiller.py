@@ -228,12 +228,11 @@ def check_labels(labels, classes):
 
 def _check_teacher(teacher, student):
     if isinstance(teacher, keras.Model) and not getattr(teacher, "_is_graph_network", False):
-        return _check_classes(teacher.compute_output_shape(student.input_shape)[-1], student.output_shape[-1])  # it is only called
-    check_functional(teacher, "teacher")
-    check_logits(teacher, "teacher")
-    _check_classes(teacher.output_shape[-1], student.output_shape[-1])
-
-
-def _check_classes(theirs, ours):
+        theirs = teacher.compute_output_shape(student.input_shape)[-1]  # subclassed: it is only called, never looked into
+    else:
+        check_functional(teacher, "teacher")
+        check_logits(teacher, "teacher")
+        theirs = teacher.output_shape[-1]
+    ours = student.output_shape[-1]
     if theirs != ours:
         raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
