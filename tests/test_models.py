@@ -78,8 +78,14 @@ def trained(make, scheme):
     return student, images
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("net", NETS)
+CASES = [
+    pytest.param(net, scheme, id=f"{net} {scheme}", marks=[pytest.mark.slow] if scheme == "ternary-A8" and net not in ("resnet8", "nested") else [])
+    for net in NETS
+    for scheme in SCHEMES
+]
+
+
+@pytest.mark.parametrize(("net", "scheme"), CASES)
 def test_a_network_trains_is_saved_and_ships_exactly(net, scheme, tmp_path):
     student, images = trained(NETS[net], SCHEMES[scheme])
     student.save(tmp_path / "student.keras")
