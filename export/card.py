@@ -57,4 +57,4 @@ def as_markdown(card):
 
 
 def proof_as_dict(proof):
-    return {**dataclasses.asdict(proof), "text": str(proof)}
+    return {**dataclasses.asdict(proof), "exact": proof.exact, "text": str(proof)}

@@ -150,9 +150,10 @@ class Training:
                 distiller.enter(mode)
                 self.fit(distiller, stage, objects, first, ended, total)
         self.reestimate(student, stage.seed, total)
-        self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
         if teacher is not None and any(MODES[mode].teacher_learns for mode, _ in stage.phases):
             self.directory.save_model(f"{stage.name}_teacher", teacher)
+        # last, as its presence says to a resumed run that the stage is done
+        self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
         self.directory.drop_checkpoints(stage.name)
 
     def fit(self, distiller, stage, objects, first, ended, total):

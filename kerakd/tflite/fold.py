@@ -151,14 +151,14 @@ def _grid(layer):
 
 
 def _source(call):
-    """The call before `call`'s ReLU and transparent layers."""
+    """The call whose output `call` is, past a ReLU."""
     while call is not None and isinstance(call.layer, (L.ReLU, L.Activation)) and is_relu(call.layer):
         call = call.inputs[0].call
     return call
 
 
 def _avoid_ties(call, grid, grids):
-    """Moves grid.step by up to 0.2 % until XNNPACK computes an addition's or a mean's codes as the real numbers round."""
+    """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of an addition, a product or a mean as the real numbers round."""
     call = _source(call)
     if call is None or type(call.layer) not in _AGREE:
         return
