@@ -33,7 +33,7 @@ def calibrate(model, images, rule="max"):
 
     def run(layer, args, kwargs):
         if isinstance(layer, QuantizedActivation):
-            _fit(layer.quantizer, args[0], layer.quantizer_variables, rule)
+            _fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables, rule)
             for variable in layer.quantizer_variables.values():
                 variable.assign(tf.maximum(variable, seen.get(layer.name, variable)))
                 seen[layer.name] = tf.identity(variable)
@@ -45,6 +45,13 @@ def calibrate(model, images, rule="max"):
         return layer(*args, **kwargs)
 
     graph.walk(model, images, run)
+
+
+def _seen(layer, x):
+    """x behind the ReLU that `layer` stands for."""
+    if not layer.relu:
+        return x
+    return tf.nn.relu(x) if layer.bound is None else tf.clip_by_value(x, 0.0, layer.bound)
 
 
 def _before_output_quantizer(wrapper, args, kwargs):

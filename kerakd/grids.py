@@ -11,19 +11,27 @@ def _sum_to(x, shape):
     return tf.reduce_sum(x) if shape.rank == 0 else tf.reduce_sum(x, axis=list(range(x.shape.rank - 1)))
 
 
-def _dot_to(a, b, shape):
-    """sum(a * b) to `shape`; for one sum without the product in between."""
-    if shape.rank:
-        return _sum_to(a * b, shape)
-    return tf.reshape(tf.matmul(tf.reshape(a, [1, -1]), tf.reshape(b, [-1, 1])), [])
+def _ends(step, low, high, inverse):
+    """low * step and high * step; of a fixed step they are exact. An end of 0 stays a constant, which costs nothing."""
+    return [float(0 if not code else code / inverse) if inverse or not code else code * step for code in (low, high)]
 
 
-def _inside(dy, x, step, low, high):
-    """dy where low <= x/step <= high, else 0."""
-    if x.dtype == tf.float32 and step.shape.rank == 0:  # the gradient of the stock op is this mask, in one pass over memory
-        ends = {"min": low * EDGE * step, "max": high * EDGE * step, "num_bits": (high - low).bit_length(), "narrow_range": low == -high}
-        return tf.raw_ops.FakeQuantWithMinMaxVarsGradient(gradients=dy, inputs=x, **ends)[0]
-    return dy * tf.cast((x >= low * EDGE * step) & (x <= high * EDGE * step), dy.dtype)
+def _fused(x, low, high, ends):
+    """Fake quantization in one pass over memory, by a stock op; None where there is none for this grid or dtype."""
+    bits = (high - low).bit_length()
+    known = low == 0 or low in (1 - 2 ** (bits - 1), -(2 ** (bits - 1)))
+    if x.dtype != tf.float32 or not known or high - low < 2 or any(tf.is_tensor(end) and end.shape.rank for end in ends):
+        return None
+    grid = {"signed_input": low < 0, "num_bits": bits, "range_given": True, "narrow_range": low == -high, "round_mode": "HALF_TO_EVEN"}
+    return tf.raw_ops.QuantizeAndDequantizeV2(input=x, input_min=ends[0], input_max=ends[1], **grid)
+
+
+def _inside(dy, x, ends):
+    """dy where ends[0] <= x <= ends[1], else 0."""
+    ends = [end * EDGE for end in ends]
+    if x.dtype == tf.float32 and not any(tf.is_tensor(end) and end.shape.rank for end in ends):  # one pass over memory, by a stock op
+        return tf.raw_ops.QuantizeAndDequantizeV4Grad(gradients=dy, input=x, input_min=ends[0], input_max=ends[1])[0]
+    return dy * tf.cast((x >= ends[0]) & (x <= ends[1]), dy.dtype)
 
 
 def uniform(x, step, low, high, inverse=None):
@@ -34,8 +42,8 @@ def uniform(x, step, low, high, inverse=None):
                dy/dstep = round(x/step) - x/step inside; low or high where clipped.
     With I = step * q this is QKD's trainable interval (section 3; the printed equations are QIL's form), and LSQ (section 2.1).
 
-    The quotient is x * float32(1/step), rounded to float32 before it is rounded to a code, as integer runtimes compute
-    it. In a float64 copy of a model, where x is exact, the code is then theirs to the bit.
+    In float64, which a copy of a model for the proof has, the quotient is x * float32(1/step), rounded to float32 before
+    it is rounded to a code, as integer runtimes compute it: the code is theirs to the bit.
 
     Args:
         x: [..., C].
@@ -47,14 +55,17 @@ def uniform(x, step, low, high, inverse=None):
 
     @tf.custom_gradient
     def forward(x, step):
-        ratio = tf.cast(x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse)), tf.float32)
-        codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
-        y = tf.cast(codes, x.dtype) * step
+        ends = _ends(step, low, high, inverse)
+        y = _fused(x, low, high, ends)
+        if y is None:
+            ratio = tf.cast(x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse)), tf.float32)
+            codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
+            y = tf.cast(codes, x.dtype) * step
 
         def gradient(dy):
-            dx = _inside(dy, x, step, low, high)
+            dx = _inside(dy, x, ends)
             # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
-            return dx, (_dot_to(dy, y, step.shape) - _dot_to(dx, x, step.shape)) / step
+            return dx, (_sum_to(dy * y, step.shape) - _sum_to(dx * x, step.shape)) / step
 
         return y, gradient
 

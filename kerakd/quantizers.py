@@ -72,9 +72,9 @@ class GridQuantizer(Quantizer):
         return dataclasses.asdict(self)
 
 
-def _add_interval(layer, name, shape):
+def _add_interval(layer, name, shape, trainable=True):
     # NaN until it is calibrated: an interval that nobody set must not pass for one
-    return layer.add_weight(name=f"{name}_interval", shape=shape, initializer=keras.initializers.Constant(float("nan")), trainable=True)
+    return layer.add_weight(name=f"{name}_interval", shape=shape, initializer=keras.initializers.Constant(float("nan")), trainable=trainable)
 
 
 def symmetric_levels(bits):
@@ -189,6 +189,7 @@ class Interval(GridQuantizer):
         signed: the grid on [-I, I] or on [0, I].
         narrow: a signed grid without its lowest code -2^(b-1). Weights are always narrow. `quantize` takes the full
             grid for signed activations, as int8 runtimes saturate there.
+        learned: False keeps the interval as it was calibrated.
     """
 
     bits: int
@@ -196,6 +197,7 @@ class Interval(GridQuantizer):
     gradient_scale: bool = False
     signed: bool = True
     narrow: bool = True
+    learned: bool = True
 
     def __post_init__(self):
         _check_bits(self.bits)
@@ -212,7 +214,7 @@ class Interval(GridQuantizer):
         return dataclasses.replace(self, signed=kind != "unsigned", narrow=kind == "weights")
 
     def build(self, tensor_shape, name, layer):
-        return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None))}
+        return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None), self.learned)}
 
     def step(self, x, variables):
         return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
@@ -312,14 +314,29 @@ class DoReFa(GridQuantizer):
         return (2 * straight_through(unit * n, tf.round(unit * n)) - n) * self.step(x, variables)
 
 
+@dataclasses.dataclass(frozen=True, eq=True)
+class Sigmoid(GridQuantizer):
+    """The one grid on which integer runtimes answer a sigmoid: codes 0 to 255 of 1/256. Nothing to learn or to choose."""
+
+    def levels(self):
+        return 0, 255
+
+    def step(self, x, variables):
+        return tf.constant(1 / 256, x.dtype)
+
+    def quantize(self, x, variables):
+        return uniform(x, self.step(x, variables), *self.levels(), inverse=256)
+
+
 BY_NAME = {"ternary": Ternary, "kbit": KBit, "interval": Interval, "pact": Pact, "dorefa": DoReFa}
+_OURS = {cls.__name__: cls for cls in (*BY_NAME.values(), Sigmoid)}
 
 
 def serialize(quantizer):
     """A quantizer, or None, as plain data that every Keras file format keeps as it is."""
     if quantizer is None:
         return None
-    if type(quantizer) in BY_NAME.values():
+    if type(quantizer) in _OURS.values():
         return {"quantizer": type(quantizer).__name__, **quantizer.get_config()}
     return keras.utils.serialize_keras_object(quantizer)  # a user's own
 
@@ -328,8 +345,7 @@ def deserialize(data):
     """The inverse of `serialize`."""
     if data is None or "quantizer" not in data:
         return data and keras.utils.deserialize_keras_object(data)
-    classes = {cls.__name__: cls for cls in BY_NAME.values()}
-    return classes[data["quantizer"]](**{key: value for key, value in data.items() if key != "quantizer"})
+    return _OURS[data["quantizer"]](**{key: value for key, value in data.items() if key != "quantizer"})
 
 
 def parse(text):

@@ -1,10 +1,12 @@
 """Which tensor gets which quantizer: the scheme, its attachment to a model, and the calibration of its intervals."""
 
+import collections
 import dataclasses
 import itertools
 import re
 import sys
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
@@ -12,7 +14,8 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from kerakd import graph
 from kerakd.calibration import fit_weight_intervals
 from kerakd.errors import BadInput
-from kerakd.quantizers import Interval, Quantizer
+from kerakd.quantizers import Interval, Quantizer, Sigmoid
+from kerakd.rewrite import simplify
 from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
@@ -23,6 +26,7 @@ TRANSPARENT = (  # layers whose output holds values of their input (and zeros), 
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
 FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
+EXACT = (L.Conv2D, L.DepthwiseConv2D, L.Dense, L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, *(L.Add, L.Multiply, L.Concatenate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +41,7 @@ class Scheme:
             last layer's input and the logits have 8 bits, in float only where `activations` is None (the input also
             where `first` is).
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
-            and it comes before `first` and `last`. Its `activations` are those of the layer's output.
+            and it comes before `first` and `last`. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
     Raises: BadInput for what is not a quantizer, for bits outside 2..8.
     """
 
@@ -66,39 +70,38 @@ class Plan:
 
     kernels: a quantizer or None for each call's kernel.
     outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
+    absorbed: for each call whether the quantizer of its output takes its place.
     input: the quantizer of the model's inputs, or None.
     inexact: names of the layers for which a file is not promised to be exact.
     """
 
     kernels: list
     outputs: list
+    absorbed: list
     input: Quantizer | None
     inexact: list
 
 
 def is_relu(layer):
-    """Whether the layer's own activation, or the layer itself, is ReLU or ReLU6."""
-    if isinstance(layer, L.ReLU):
-        return not (layer.negative_slope or layer.threshold)
-    return getattr(layer, "activation", None) in (keras.activations.relu, tf.nn.relu, tf.nn.relu6)
+    """Whether the layer is a ReLU, bounded or not."""
+    return isinstance(layer, L.ReLU) and not (layer.negative_slope or layer.threshold)
 
 
-def is_linear(layer):
-    return getattr(layer, "activation", None) in (None, keras.activations.linear)
+def is_sigmoid(layer):
+    return isinstance(layer, L.Activation) and layer.activation is keras.activations.sigmoid
 
 
 def fuses(call, reader):
-    """Whether `reader` is computed in one integer operation with `call`, so that the tensor between them never exists."""
-    weighted = kernel_name(call.layer) is not None and is_linear(call.layer)
+    """Whether `reader` is computed in one operation with `call`, so that the tensor between them never exists."""
+    weighted = kernel_name(call.layer) is not None
     if isinstance(reader.layer, L.BatchNormalization):
         return weighted
-    activation = isinstance(reader.layer, (L.ReLU, L.Activation)) and is_relu(reader.layer)
-    return activation and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Add)))
+    return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.Add, *FLOAT)))
 
 
 def _never_negative(call, known):
     layer = call.layer
-    if is_relu(layer) or getattr(layer, "activation", None) in (keras.activations.sigmoid, keras.activations.hard_sigmoid):
+    if is_relu(layer) or is_sigmoid(layer):
         return True
     return isinstance(layer, KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
 
@@ -110,7 +113,10 @@ def _feeds_only(call, target):
 
 
 def plan(model, scheme):
-    """The Plan of `scheme` for `model`. Raises: BadInput for a model with no weighted layer, an override that matches nothing."""
+    """The Plan of `scheme` for a model that `simplify` made.
+
+    Raises: BadInput for a model with no weighted layer, an override that matches nothing.
+    """
     calls = graph.calls(model)
     weighted = [call for call in calls if kernel_name(call.layer)]
     if not weighted:
@@ -129,20 +135,38 @@ def plan(model, scheme):
     for call in calls:
         quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
         outputs.append(quantizer and (quantizer, groups[id(call)]))
+    sizes = collections.Counter(group for _, group in filter(None, outputs))
+    absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
     inexact = [call.layer.name for call in calls if not _is_exact(call)]
-    bits = scheme.first if scheme.activations is not None else None
-    return Plan(kernels, outputs, bits and Interval(8).for_tensor("signed"), inexact)
+    return Plan(kernels, outputs, absorbed, _input_quantizer(calls, scheme), inexact)
+
+
+def _absorbs(quantizer, layer, shared):
+    """Whether a quantizer does the ReLU before it as well: an unsigned grid is clipped at 0, and a learned interval is a bound that learns.
+
+    shared: by how many tensors; those of one concatenation may have other bounds.
+    """
+    return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or shared == 1)
+
+
+def _input_quantizer(calls, scheme):
+    """8 bits, unsigned where the model itself rescales what it takes: those are pixels.
+
+    Not learned: images keep their range, and its gradient would cost the first convolution's gradient to the images.
+    """
+    if scheme.activations is None or not scheme.first:
+        return None
+    readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
+    pixels = all(isinstance(layer, L.Rescaling) for layer in readers)
+    return Interval(8, learned=False).for_tensor("unsigned" if pixels else "signed")
 
 
 def _is_exact(call):
     """Whether the integer arithmetic of the call is one that the exporter knows to the last code."""
     layer = call.layer
     if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
-        return kernel_name(layer) is not None and (is_linear(layer) or is_relu(layer))
-    if isinstance(layer, (L.Add, L.Multiply)):
-        return len(call.inputs) == 2
-    relu = isinstance(layer, (L.ReLU, L.Activation)) and (is_relu(layer) or is_linear(layer))
-    return relu or isinstance(layer, (L.BatchNormalization, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Concatenate, *TRANSPARENT))
+        return kernel_name(layer) is not None
+    return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))
 
 
 def _groups(calls):
@@ -180,12 +204,15 @@ def _check_overrides(scheme, calls):
             raise BadInput(f"overrides: expected a pattern that matches a layer, received {pattern!r}; the layers are {', '.join(c.layer.name for c in calls)}")
 
 
-def _rule(scheme, layer):
-    return next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, layer.name)), None)
+def _rule(scheme, call):
+    """The override for the call's layer, else that for the layer whose operation it ends: a convolution's output is behind its BatchNorm and ReLU."""
+    found = next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, call.layer.name)), None)
+    before = call.inputs[0].call if len(call.inputs) == 1 else None
+    return _rule(scheme, before) if found is None and before is not None and before.sole_reader is call and fuses(before, call) else found
 
 
 def _kernel_quantizer(call, weighted, scheme):
-    rule = _rule(scheme, call.layer)
+    rule = _rule(scheme, call)
     if rule is not None:
         quantizer = rule.weights
     elif call is weighted[0]:
@@ -199,13 +226,15 @@ def _kernel_quantizer(call, weighted, scheme):
 
 def _output_quantizer(call, weighted, scheme, kind):
     reader = call.sole_reader
-    if isinstance(call.layer, (*TRANSPARENT, *FLOAT)) or (reader is not None and fuses(call, reader)):
+    if isinstance(call.layer, TRANSPARENT) or (reader is not None and fuses(call, reader)):
         return None
     if isinstance(call.layer, L.Concatenate) and all(_sources(value.call) for value in call.inputs):
         return None  # its operands are quantized together
-    rule = _rule(scheme, call.layer) or scheme
+    rule = _rule(scheme, call) or scheme
     if rule.activations is None:
         return None
+    if is_sigmoid(call.layer):
+        return Sigmoid()
     at_the_end = call is weighted[-1] or _feeds_only(call, weighted[-1])
     if kind == "signed" or (rule is scheme and at_the_end):
         return Interval(8).for_tensor(kind)
@@ -230,8 +259,9 @@ def check_logits(model, argument):
 def quantize(model, scheme):
     """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
 
+    The model is taken as `simplify` writes it: layers keep their names, an activation inside a layer gets one of its own.
     Kernels are quantized before BatchNorm, tensors after the ReLU, so that an integer convolution with its BatchNorm
-    and ReLU folded computes the same. The caller's model is not touched. Intervals of weights are set here from the
+    and ReLU folded computes the same. An unsigned quantizer takes the place of the ReLU before it: its clip at 0 is one. The caller's model is not touched. Intervals of weights are set here from the
     weights (their maximum); those of activations are NaN until `calibrate`.
 
     Args:
@@ -249,32 +279,34 @@ def quantize(model, scheme):
             raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")
     if is_quantized(model):
         raise BadInput(f"model: expected a float model, received {model.name!r}, which is quantized already; quantize the float model that it was made from")
-    todo = plan(model, scheme)
+    simple, sources = simplify(model)
+    todo = plan(simple, scheme)
     if todo.inexact and scheme.activations is not None:
         print(
             f"kerakd: not on README's list of layers whose file is exact, and perhaps float in it: {', '.join(todo.inexact)}",
             file=sys.stderr,
         )
-    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, strict=True))
+    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, strict=True))
 
     def attach(layer, args, kwargs):
-        kernel, output = next(steps)
-        if id(layer) not in made:
+        kernel, output, absorbed = next(steps)
+        if not absorbed and layer.name not in made:
             clone = graph.clone_layer(layer)
-            made[id(layer)] = layer, QuantizedLayer(clone, Config(weights=kernel), name=layer.name) if kernel else clone
-        outputs = made[id(layer)][1](*args, **kwargs)
+            made[layer.name] = clone, QuantizedLayer(clone, Config(weights=kernel), name=layer.name) if kernel else clone
+        outputs = args[0] if absorbed else made[layer.name][1](*args, **kwargs)
         if output is None:
             return outputs
         quantizer, group = output
         if group not in quantizers:
             taken = {layer.name for layer in quantizers.values()}
             name = next(n for n in itertools.chain([f"{layer.name}_out"], (f"{layer.name}_out{k}" for k in itertools.count(2))) if n not in taken)
-            quantizers[group] = QuantizedActivation(quantizer, name=name)
+            quantizers[group] = QuantizedActivation(quantizer, absorbed, layer.max_value if absorbed else None, name=name)
         return tf.nest.map_structure(quantizers[group], outputs)
 
     on_input = (lambda x: QuantizedActivation(todo.input, name=f"{x.node.layer.name}_out")(x)) if todo.input else (lambda x: x)
-    student = graph.rebuild(model, attach, on_input)
-    for layer, copy in made.values():
-        (copy.layer if isinstance(copy, QuantizedLayer) else copy).set_weights(layer.get_weights())
+    student = graph.rebuild(simple, attach, on_input)
+    for name, (clone, _) in made.items():
+        if name in sources:
+            clone.set_weights([np.reshape(value, v.shape) for value, v in zip(sources[name].get_weights(), clone.weights, strict=True)])
     fit_weight_intervals(student, "max")
     return student

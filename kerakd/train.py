@@ -19,6 +19,7 @@ with quiet.native_chatter_off():
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
     from kerakd.rundir import RunDirectory, load_model
+    from kerakd.rewrite import simplify
     from kerakd.scheme import plan, quantize
     from kerakd.tflite import settle
 
@@ -48,7 +49,7 @@ class Training:
         if config.batch_size > self.train.count:
             raise BadInput(f"--batch_size: expected at most {self.train.count}, the size of {self.train.name}, received {config.batch_size}")
         self.steps = self.train.count // config.batch_size
-        plan(self.build(config.student, config.student_width), config.scheme())  # what would fail in an hour fails now
+        plan(simplify(self.build(config.student, config.student_width))[0], config.scheme())  # what would fail in an hour fails now
         if config.teacher_weights:
             self.teacher()
 

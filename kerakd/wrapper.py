@@ -119,11 +119,17 @@ class QuantizedLayer(QuantizeWrapperV2):
 
 @keras.utils.register_keras_serializable("kerakd")
 class QuantizedActivation(keras.layers.Layer):
-    """Fake quantization of a tensor [batch, ...] by an activation quantizer."""
+    """Fake quantization of a tensor [batch, ...] by an activation quantizer.
 
-    def __init__(self, quantizer, **kwargs):
+    relu: whether this layer stands for a ReLU as well, which the clip at 0 of its unsigned quantizer is.
+    bound: of that ReLU, or None. `calibrate` heeds it; from then on the interval is the bound.
+    """
+
+    def __init__(self, quantizer, relu=False, bound=None, **kwargs):
         super().__init__(**kwargs)
         self.quantizer = quantizer
+        self.relu = relu
+        self.bound = bound
 
     def build(self, input_shape):
         self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
@@ -138,7 +144,7 @@ class QuantizedActivation(keras.layers.Layer):
         return self.quantizer.step(tf.zeros((), tf.float32), self.quantizer_variables)
 
     def get_config(self):
-        return {**super().get_config(), "quantizer": serialize(self.quantizer)}
+        return {**super().get_config(), "quantizer": serialize(self.quantizer), "relu": self.relu, "bound": self.bound}
 
     @classmethod
     def from_config(cls, config):

@@ -8,7 +8,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"errors", "quiet", "chatter"},
-    {"graph", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "models", "data"},
+    {"graph", "rewrite", "keras3", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "models", "data"},
     {"wrapper", "calibration", "scheme", "distiller"},
     {"config", "rundir", "tflite"},
     {"train", "evaluate", "report", "progress"},

@@ -22,10 +22,14 @@ W = np.float32([-1.3, -0.62, -0.30, -0.04, 0, 0.07, 0.21, 0.55, 0.98])
 A = np.float32([-0.2, 0, 0.1, 0.333, 0.5, 0.9, 1.7])
 
 
+def fields_default(cls, name):
+    return next(field.default for field in dataclasses.fields(cls) if field.name == name)
+
+
 def options(cls):
     """Every setting of a quantizer's own flags: its widths and the subsets of its switches."""
     fields = {field.name: field.type for field in dataclasses.fields(cls) if field.name not in ("signed", "narrow")}
-    switches = [name for name, kind in fields.items() if kind is bool]
+    switches = [name for name, kind in fields.items() if kind is bool and fields_default(cls, name) is False]
     for on in itertools.product((False, True), repeat=len(switches)):
         for bits in WIDTHS if "bits" in fields else [None]:
             yield {**({} if bits is None else {"bits": bits}), **dict(zip(switches, on))}

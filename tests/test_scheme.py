@@ -19,6 +19,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.normal(size=(8, 8, 8, 1)).astype(np.float32)
 NOTHING = Scheme(None, None, None, None)
 UNSIGNED, SIGNED = Interval(4, signed=False, narrow=False), Interval(8, narrow=False)
+IMAGE = Interval(8, narrow=False, learned=False)  # the input: images keep their range
 UNSIGNED_8 = Interval(8, signed=False, narrow=False)
 
 
@@ -90,7 +91,7 @@ def test_a_residual_net_is_quantized_after_the_relu_at_the_additions_operands_an
     relus = ["conv_relu"] + [f"stage{s}_block1_{name}" for s in (1, 2, 3) for name in ("1_relu", "relu")]
     operands = ["stage1_block1_2_bn", "stage2_block1_2_bn", "stage2_block1_s_bn", "stage3_block1_2_bn", "stage3_block1_s_bn"]
     expected = {f"{name}_out": UNSIGNED for name in relus} | {f"{name}_out": SIGNED for name in operands}
-    expected |= {"image_out": SIGNED, "pool_out": UNSIGNED_8, "logits_out": SIGNED}
+    expected |= {"image_out": IMAGE, "pool_out": UNSIGNED_8, "logits_out": SIGNED}
     assert activations(quantize(resnet(), Scheme(None, Interval(4)))) == expected
 
 
@@ -104,17 +105,33 @@ def test_nothing_stands_between_what_one_integer_operation_computes():
             assert L.ReLU not in read_by, reads.name
 
 
+def test_an_unsigned_quantizer_is_the_relu_before_it_bounded_or_not():
+    inputs = keras.Input((8, 8, 2))
+    x = L.ReLU(6.0, name="r6")(L.Conv2D(3, 3, name="c1")(inputs))
+    x = L.ReLU(name="r")(L.Conv2D(3, 3, name="c2")(x))
+    model = keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
+    student = quantize(model, Scheme(None, Interval(8)))
+    assert not any(isinstance(layer, L.ReLU) for layer in student.layers)
+    assert (student.get_layer("r6_out").bound, student.get_layer("r_out").bound) == (6.0, None)
+    images = 40 * RNG.normal(size=(64, 8, 8, 2)).astype(np.float32)
+    calibrate(student, images)
+    assert interval(student, "r6_out") == 6.0 and interval(student, "r_out") > 6
+    np.testing.assert_allclose(student(images), model(images), atol=0.05 * np.abs(model(images)).max())
+    kept = quantize(model, Scheme(Interval(4), None))
+    assert sum(isinstance(layer, L.ReLU) for layer in kept.layers) == 2
+
+
 def test_what_a_pooling_or_a_flatten_gives_is_on_its_inputs_grid_already():
     layers = [L.Conv2D(3, 3, activation="relu", name="c"), L.MaxPooling2D(name="p"), L.Flatten(), L.Dense(2, name="d")]
     model = keras.Sequential([keras.Input((8, 8, 1)), *layers])
     found = activations(quantize(model, Scheme(None, Interval(4))))
-    assert found == {model.input_names[0] + "_out": SIGNED, "c_out": UNSIGNED_8, "d_out": SIGNED}  # c feeds the last layer
+    assert found == {model.input_names[0] + "_out": IMAGE, "c_relu_out": UNSIGNED_8, "d_out": SIGNED}  # c feeds the last layer
 
 
 def test_the_operands_of_a_concatenation_share_one_quantizer_signed_if_any_is():
     student = quantize(two_inputs(), Scheme(None, Interval(4)))
-    assert activations(student) == {"a_out": SIGNED, "b_out": SIGNED, "left_out": SIGNED, "head_out": SIGNED}
-    assert len(student.get_layer("left_out").inbound_nodes) == 2
+    assert activations(student) == {"a_out": IMAGE, "b_out": IMAGE, "left_relu_out": SIGNED, "head_out": SIGNED}
+    assert len(student.get_layer("left_relu_out").inbound_nodes) == 2
 
 
 def test_a_shared_quantizer_is_calibrated_to_its_widest_tensor():
@@ -125,7 +142,7 @@ def test_a_shared_quantizer_is_calibrated_to_its_widest_tensor():
     calibrate(student, x)
     b = np.clip(np.rint(x[1] * 127 / np.abs(x[1]).max()), -128, 127) * (np.abs(x[1]).max() / 127)
     widest = np.abs(b @ student.get_layer("right").get_weights()[0]).max()
-    np.testing.assert_allclose(student.get_layer("left_out").quantizer_variables["interval"], widest, rtol=1e-4)
+    np.testing.assert_allclose(student.get_layer("left_relu_out").quantizer_variables["interval"], widest, rtol=1e-4)
 
 
 def test_activations_that_only_know_unsigned_take_an_interval_where_values_are_signed():
@@ -176,7 +193,7 @@ def test_the_callers_model_is_not_touched(make):
 def test_a_shared_layer_stays_one_kernel_with_an_interval_for_each_of_its_outputs():
     student = quantize(shared(), Scheme(Interval(4), Interval(4)))
     assert list(kernels(student)) == ["twice", "head"]
-    assert [name for name in activations(student) if name.startswith("twice")] == ["twice_out", "twice_out2"]
+    assert [name for name in activations(student) if name.startswith("twice")] == ["twice_relu_out", "twice_relu_2_out"]
     calibrate(student, IMAGES)
     assert not calibration.uncalibrated(student) and student(IMAGES).shape == (8, 10)
 
@@ -254,8 +271,8 @@ def test_calibration_sees_what_the_quantized_layers_before_give():
     coarse, fine = (quantize(model, Scheme(weights, None, overrides=rules)) for weights in (Ternary(), None))
     for student in (coarse, fine):
         calibrate(student, IMAGES)
-        before = keras.Model(student.inputs, student.get_layer("stage2_block1_relu").output)
-        np.testing.assert_allclose(interval(student, "stage2_block1_relu_out"), np.abs(before(IMAGES)).max(), rtol=1e-6)
+        before = keras.Model(student.inputs, student.get_layer("stage2_block1_add").output)
+        np.testing.assert_allclose(interval(student, "stage2_block1_relu_out"), np.maximum(before(IMAGES), 0).max(), rtol=1e-6)
     assert interval(coarse, "stage2_block1_relu_out") != interval(fine, "stage2_block1_relu_out")
 
 

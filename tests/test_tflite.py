@@ -502,7 +502,7 @@ def float_activations():
 @pytest.mark.parametrize(
     "make, words",
     [
-        (uncalibrated, r"received none for .*first_out, relu_out.*call kerakd\.calibrate"),
+        (uncalibrated, r"received none for .*first_relu_out, relu_out.*call kerakd\.calibrate"),
         (with_nan, "NaN or infinity in .*bias"),
         (plain_net, r"expected a student made by kerakd\.quantize"),
         (called_twice, "'twice' called twice; give each call a layer of its own"),

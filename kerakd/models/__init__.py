@@ -3,7 +3,8 @@
 import functools
 
 from kerakd.errors import BadInput
-from kerakd.models.mobilenet import efficientnet_lite0, mobilenet_v2
+from kerakd.models.bit import bit_resnet
+from kerakd.models.mobilenet import V3, efficientnet_b0, efficientnet_lite0, mobilenet_v2, mobilenet_v3
 from kerakd.models.resnet import IMAGENET, resnet_cifar, resnet_imagenet, resnet_v2_cifar
 
 BY_NAME = {
@@ -11,7 +12,11 @@ BY_NAME = {
     **{f"resnet{depth}v2": functools.partial(resnet_v2_cifar, depth) for depth in (8, 20, 56)},
     **{f"resnet{depth}": functools.partial(resnet_imagenet, depth) for depth in IMAGENET},
     "mobilenet_v2": mobilenet_v2,
+    **{f"mobilenet_v3_{size}": functools.partial(mobilenet_v3, size) for size in V3},
+    **{f"mobilenet_v3_{size}_gn": functools.partial(mobilenet_v3, size, grouped=True) for size in V3},
     "efficientnet_lite0": efficientnet_lite0,
+    "efficientnet_b0": efficientnet_b0,
+    **{f"bit_r{depth}x{factor}": functools.partial(bit_resnet, depth, factor) for depth, factor in ((50, 1), (152, 2))},
 }
 
 

@@ -2,7 +2,7 @@
 
 import tf_keras as keras
 
-from kerakd.models.layers import classifier, conv, norm
+from kerakd.models.layers import classifier, conv, norm, scaled
 
 L = keras.layers
 
@@ -34,10 +34,6 @@ def _stages(x, branch, filters, blocks):
     return x
 
 
-def _scaled(filters, width):
-    return [max(1, round(count * width)) for count in filters]
-
-
 def resnet_cifar(depth, input_shape, classes, width=1.0):
     """ResNet-`depth`, depth = 6n + 2: three stages of n blocks with 16, 32, 64 times `width` channels, projection shortcuts
     (He et al. 2016, section 4.2).
@@ -48,7 +44,7 @@ def resnet_cifar(depth, input_shape, classes, width=1.0):
     Returns: a functional model, images [batch, height, width, channels] -> logits [batch, classes].
     """
     inputs = keras.Input(input_shape, name="image")
-    filters = _scaled((16, 32, 64), width)
+    filters = scaled((16, 32, 64), width)
     x = norm(conv(inputs, filters[0], 3, name="conv"), "conv", "relu")
     return classifier(_stages(x, _basic, filters, [(depth - 2) // 6] * 3), inputs, classes, f"resnet{depth}")
 
@@ -66,7 +62,7 @@ def resnet_imagenet(depth, input_shape, classes, width=1.0):
     """ResNet-`depth` of IMAGENET: 7x7 stem of stride 2, max pooling, four stages (He et al. 2016, table 1). As `resnet_cifar`."""
     inputs = keras.Input(input_shape, name="image")
     branch, blocks = IMAGENET[depth]
-    filters = _scaled((64, 128, 256, 512), width)
+    filters = scaled((64, 128, 256, 512), width)
     x = norm(conv(inputs, filters[0], 7, 2, name="conv"), "conv", "relu")
     x = L.MaxPooling2D(3, 2, padding="same", name="maxpool")(x)
     return classifier(_stages(x, branch, filters, blocks), inputs, classes, f"resnet{depth}")
@@ -75,7 +71,7 @@ def resnet_imagenet(depth, input_shape, classes, width=1.0):
 def resnet_v2_cifar(depth, input_shape, classes, width=1.0):
     """Pre-activation ResNet-`depth`, depth = 6n + 2 (He et al. 2016b, figure 4e). As `resnet_cifar`."""
     inputs = keras.Input(input_shape, name="image")
-    filters = _scaled((16, 32, 64), width)
+    filters = scaled((16, 32, 64), width)
     x = conv(inputs, filters[0], 3, name="conv")
     for stage, count in enumerate(filters):
         for block in range((depth - 2) // 6):

@@ -52,6 +52,12 @@ def mean_xnnpack(total, count, x_q, y_q):
     return clamp(np.rint(np.asarray(total, i64).astype(f32) * factor + offset).astype(i64))
 
 
+def sigmoid_xnnpack(x, x_q):
+    """LOGISTIC, whose output is always on (1/256, -128): rint(256 / (1 + exp(-x))) - 128 of the real x in float32, clamped."""
+    real = (np.asarray(x, i64) - x_q[1]).astype(f32) * f32(x_q[0])
+    return clamp(np.rint(f32(256) / (f32(1) + np.exp(-real))).astype(i64) - 128)
+
+
 def quantize_xnnpack(x, y_q):
     """QUANTIZE of float32: rint(x * float32(1/s)) + zero, clamped."""
     codes = np.rint(np.asarray(x, f32) * (f32(1) / f32(y_q[0])))

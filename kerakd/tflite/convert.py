@@ -7,7 +7,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.tflite import flatfile
+from kerakd.tflite import flatfile, floats
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation
 
@@ -52,9 +52,12 @@ def _convert(model, folded, io):
         if layer.name in folded.linears:
             return constants[layer.name](args[0])
         if isinstance(layer, QuantizedActivation):
-            return _on_grid(args[0], folded.grids[layer.name])
+            return _on_grid(tf.nn.relu(args[0]) if layer.relu else args[0], folded.grids[layer.name])
         if layer.name in folded.joined:  # said again, as the converter does not carry a grid across a concatenation
             return _on_grid(layer(*args, **kwargs), folded.joined[layer.name])
+        normalized = floats.normalize(layer, args[0])
+        if normalized is not None:
+            return normalized
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
         return layer(*args, **kwargs)

@@ -17,7 +17,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
-from kerakd.scheme import TRANSPARENT, fuses, is_linear, is_relu
+from kerakd.scheme import TRANSPARENT, fuses, is_relu, is_sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
@@ -152,7 +152,7 @@ def _grid(layer):
 
 def _source(call):
     """The call whose output `call` is, past a ReLU."""
-    while call is not None and isinstance(call.layer, (L.ReLU, L.Activation)) and is_relu(call.layer):
+    while call is not None and is_relu(call.layer):
         call = call.inputs[0].call
     return call
 
@@ -160,6 +160,8 @@ def _source(call):
 def _avoid_ties(call, grid, grids):
     """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of an addition, a product or a mean as the real numbers round."""
     call = _source(call)
+    if call is not None and is_sigmoid(call.layer):
+        _avoid_sigmoid_ties(call, grid, grids)
     if call is None or type(call.layer) not in _AGREE:
         return
     operands = [grids.get(id(value)) for value in call.inputs]
@@ -174,6 +176,21 @@ def _avoid_ties(call, grid, grids):
         if _AGREE[type(call.layer)](call, operands, grid):
             return
     grid.step = step
+
+
+def _avoid_sigmoid_ties(call, grid, grids):
+    """As `_avoid_ties`, for a sigmoid: its grid is given, so its operand's step moves, unless that is bound by ties of its own."""
+    (value,) = call.inputs
+    operand, source = grids.get(id(value)), _source(value.call.inputs[0].call)
+    if operand is None or (source is not None and (type(source.layer) in _AGREE or is_sigmoid(source.layer))):
+        return
+    step, codes = operand.step, np.arange(operand.low, operand.high + 1)
+    for k in range(400):
+        operand.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
+        file = arithmetic.sigmoid_xnnpack(codes + operand.zero, operand.quantization)
+        if np.array_equal(file, _round(1 / (1 + np.exp(-codes * operand.step)), grid)):
+            return
+    operand.step = step
 
 
 def _round(values, grid):
@@ -216,7 +233,7 @@ def _linear(call, grids, folded, container):
     if isinstance(layer, QuantizedLayer):
         reader = call.sole_reader
         norm = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(_unwrapped(call), reader) else None
-    elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.AveragePooling2D)):
+    elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D)):
         return None
     x, y = grids.get(id(call.inputs[0])), _output_grid(norm or call, grids)
     if x is None or y is None:
@@ -238,9 +255,7 @@ def _weighted_parts(call, norm):
     """(template, codes, step [C], gain [C], bias [C], levels) of a quantized layer before its BatchNorm."""
     layer = call.layer.layer
     if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
-        raise BadInput(f"model: expected two-dimensional convolutions, received {layer.name!r}, a Conv1D; write it as Conv2D with a height of 1")
-    if not (is_linear(layer) or is_relu(layer)):
-        raise BadInput(f"model: expected {layer.name!r} with no activation or ReLU, received {layer.activation.__name__}; put an Activation layer behind it")
+        raise BadInput(f"model: expected two-dimensional convolutions, received {layer.name!r}, a causal Conv1D; put a ZeroPadding1D before it")
     ((kernel, quantizer, variables),) = call.layer.kernels
     kernel = tf.convert_to_tensor(kernel)
     codes = quantizer.codes(kernel, variables).numpy()
@@ -258,6 +273,14 @@ def _norm_parts(call, _):
     return L.DepthwiseConv2D(1, name=call.layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
 
 
+def _rescaling_parts(call, _):
+    """A rescaling: as a BatchNorm on its own."""
+    layer = call.layer
+    gain, bias = (np.broadcast_to(np.float64(value), layer.input_shape[-1:]) for value in (layer.scale, layer.offset))
+    codes = np.full([1, 1, len(gain), 1], 127)
+    return L.DepthwiseConv2D(1, name=layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
+
+
 def _pool_parts(call, _):
     """Average pooling: a depthwise convolution with the one code 1, its step 1 / window. The builtin operator would leave XNNPACK."""
     layer = call.layer
@@ -271,7 +294,7 @@ def _pool_parts(call, _):
     return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), (-1, 1)
 
 
-_PARTS = {QuantizedLayer: _weighted_parts, L.BatchNormalization: _norm_parts, L.AveragePooling2D: _pool_parts}
+_PARTS = {QuantizedLayer: _weighted_parts, L.BatchNormalization: _norm_parts, L.Rescaling: _rescaling_parts, L.AveragePooling2D: _pool_parts}
 
 
 def _unwrapped(call):
@@ -282,7 +305,7 @@ def _output_grid(call, grids):
     """The grid of the QuantizedActivation that reads `call`, past a ReLU."""
     reader = call.sole_reader
     while reader is not None and not isinstance(reader.layer, QuantizedActivation):
-        if not (isinstance(reader.layer, (L.ReLU, L.Activation)) and is_relu(reader.layer)):
+        if not is_relu(reader.layer):
             return None
         reader = reader.sole_reader
     return reader and grids[id(reader.outputs[0])]

@@ -1,0 +1,246 @@
+"""A model written in the few kinds of layers that a scheme and an integer file know; what it computes stays the same."""
+
+import itertools
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import graph
+
+L = keras.layers
+
+
+def simplify(model):
+    """A flat copy of a functional model, without its weights, and where each layer of the copy has its weights from.
+
+    * Nested models come out flat; a name that is taken already gets a number.
+    * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
+      a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
+    * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6) become layers, where there is one.
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it.
+    * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
+
+    Args:
+        model: a functional or built Sequential tf_keras model; it is not touched.
+    Returns: (functional tf_keras model, {name of its layer: layer of `model`}); layers without weights may be missing.
+    """
+    copier = _Copier()
+    return graph.rebuild(model, copier.copy), copier.sources
+
+
+class _Copier:
+    """The copies made so far: `made` by id of the source, `sources` by name of the copy.
+
+    affine: {id of a Rescaling's output: (its input, scale, offset)}. clipped: {id of a ReLU's output: (its input, bound)}.
+    lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}.
+    """
+
+    def __init__(self):
+        self.made, self.sources, self.taken = {}, {}, set()
+        self.affine, self.clipped, self.lifted = {}, {}, {}
+
+    def name(self, wanted):
+        """`wanted`, or with the first number that makes it unique."""
+        found = next(n for n in itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2))) if n not in self.taken)
+        self.taken.add(found)
+        return found
+
+    def new(self, cls, name, *args, **kwargs):
+        """A fresh layer without weights, its name near `name`."""
+        return cls(*args, name=self.name(name), **kwargs)
+
+    def copy(self, layer, args, kwargs):
+        """Symbolic outputs that stand for layer(*args, **kwargs)."""
+        rule = next((rule for cls, rule in _RULES.items() if isinstance(layer, cls)), None)
+        outputs = rule(self, layer, args, kwargs) if rule else None
+        return self.clone(layer)(*args, **kwargs) if outputs is None else outputs
+
+    def clone(self, layer, **changes):
+        """One clone for each layer, however often it is called."""
+        if id(layer) not in self.made:
+            clone = graph.clone_layer(layer, name=self.name(layer.name), **changes)
+            self.made[id(layer)] = clone
+            self.sources[clone.name] = layer
+        return self.made[id(layer)]
+
+    def rescale(self, x, name, scale, offset):
+        """x * scale + offset; on the output of a rescaling, one rescaling of its input; if it can be, before a ReLU."""
+        if id(x) in self.clipped and np.size(scale) == 1 and scale > 0 and not np.any(offset):
+            before, bound = self.clipped[id(x)]
+            return self.relu(self.rescale(before, f"{name}_line", scale, offset), name, bound and bound * float(scale))
+        x, first, shift = self.affine.get(id(x), (x, 1.0, 0.0))
+        scale, offset = np.multiply(scale, first), np.multiply(scale, shift) + offset
+        y = self.new(L.Rescaling, name, _plain(scale), _plain(offset))(x)
+        self.affine[id(y)] = x, scale, offset
+        return y
+
+    def lower(self, y, name):
+        """y [n, 1, length, C] as [n, length, C], and the way back."""
+        x = self.new(L.Reshape, f"{name}_row", [-1, y.shape[-1]])(y)
+        self.lifted[id(x)] = y
+        return x
+
+    def relu(self, x, name, bound=None):
+        if id(x) in self.lifted:
+            return self.lower(self.relu(self.lifted[id(x)], name, bound), name)
+        y = self.new(L.ReLU, name, bound)(x)
+        self.clipped[id(y)] = x, bound
+        return y
+
+    def activate(self, x, function, name):
+        """`function`, an activation, on x; None for one that has no form of its own here."""
+        if function in (None, keras.activations.linear):
+            return x
+        if function in (keras.activations.relu, tf.nn.relu):
+            return self.relu(x, name)
+        if function is tf.nn.relu6:
+            return self.relu(x, name, 6.0)
+        if function in (keras.activations.sigmoid, tf.nn.sigmoid, tf.math.sigmoid):
+            return self.new(L.Activation, name, "sigmoid")(x)
+        if function in (keras.activations.swish, tf.nn.silu):
+            return self.new(L.Multiply, name)([x, self.new(L.Activation, f"{name}_gate", "sigmoid")(x)])
+        if function is keras.activations.hard_sigmoid:
+            return self.relu(self.rescale(x, f"{name}_line", 0.2, 0.5), name, 1.0)
+        return None
+
+
+def _plain(value):
+    """A number or a list of numbers, as a layer's configuration keeps it."""
+    value = np.asarray(value, np.float64).squeeze()
+    return value.tolist() if value.ndim else float(value)
+
+
+def _split_activation(copier, layer, args, kwargs):
+    """A layer and, behind it, its activation."""
+    if layer.activation is keras.activations.linear:
+        return None
+    outputs = copier.clone(layer, activation=None)(*args, **kwargs)
+    name = f"{layer.name}_{getattr(layer.activation, '__name__', 'activation')}"
+    activated = copier.activate(outputs, layer.activation, name)
+    return copier.new(L.Activation, name, layer.activation)(outputs) if activated is None else activated
+
+
+def _convolution_1d(copier, layer, args, kwargs):
+    """A Conv1D, as a Conv2D on a row of an image of height 1."""
+    if layer.padding == "causal" or layer.data_format != "channels_last":
+        return _split_activation(copier, layer, args, kwargs)
+    (x,) = args
+    if id(x) not in copier.lifted:
+        copier.lifted[id(x)] = copier.new(L.Reshape, f"{layer.name}_image", [1, -1, x.shape[-1]])(x)
+    if id(layer) not in copier.made:
+        both = {key: (1, *getattr(layer, key)) for key in ("kernel_size", "strides", "dilation_rate")}
+        config = {**layer.get_config(), **both, "activation": None, "name": copier.name(layer.name)}
+        copier.made[id(layer)] = L.Conv2D.from_config(config)
+        copier.sources[config["name"]] = layer
+    y = copier.lower(copier.made[id(layer)](copier.lifted[id(x)]), layer.name)
+    activated = copier.activate(y, layer.activation, f"{layer.name}_activation")
+    return copier.new(L.Activation, f"{layer.name}_activation", layer.activation)(y) if activated is None else activated
+
+
+def _batch_norm(copier, layer, args, kwargs):
+    """A BatchNorm behind a convolution that became two-dimensional, as that."""
+    (x,) = args
+    if id(x) not in copier.lifted or list(layer.axis) != [2]:
+        return None
+    return copier.lower(copier.clone(layer, axis=-1)(copier.lifted[id(x)]), layer.name)
+
+
+def _activation(copier, layer, args, kwargs):
+    return copier.activate(args[0], layer.activation, layer.name)
+
+
+def _relu(copier, layer, args, kwargs):
+    return None if layer.negative_slope or layer.threshold else copier.relu(args[0], layer.name, layer.max_value and float(layer.max_value))
+
+
+def _pairs(copier, layer, args, kwargs):
+    """An addition or product of several tensors, one after the other."""
+    first, *rest = args[0]
+    for operand in rest:
+        first = copier.new(type(layer), layer.name)([first, operand])
+    return first
+
+
+def _rescaling(copier, layer, args, kwargs):
+    return copier.rescale(args[0], layer.name, layer.scale, layer.offset)
+
+
+def _normalization(copier, layer, args, kwargs):
+    """(x - mean) / deviation, the last axis's own."""
+    if layer.axis not in ((), (-1,), (len(args[0].shape) - 1,)) or layer.invert:
+        return None
+    deviation = np.maximum(np.sqrt(np.asarray(layer.variance, np.float64)), keras.backend.epsilon())
+    return copier.rescale(args[0], layer.name, 1 / deviation, -np.asarray(layer.mean, np.float64) / deviation)
+
+
+def _global_average(copier, layer, args, kwargs):
+    """keepdims as a reshape: the integer mean without it has one rounding less."""
+    if not layer.keepdims or layer.data_format != "channels_last":
+        return None
+    pooled = copier.new(L.GlobalAveragePooling2D, layer.name)(args[0])
+    return copier.new(L.Reshape, f"{layer.name}_kept", [1, 1, pooled.shape[-1]])(pooled)
+
+
+def _operator(copier, layer, args, kwargs):
+    """A TensorFlow function on tensors, as Keras records it."""
+    rule = _OPERATORS.get(layer.symbol.rpartition(".")[2])
+    values = [*args, *(value for key, value in kwargs.items() if key != "name")]
+    return rule(copier, layer.name, values) if rule else None
+
+
+def _both(cls, scale, offset):
+    """The rule of an operator on two tensors, or on a tensor and a constant c: a rescaling by scale(c) and offset(c)."""
+
+    def rule(copier, name, values):
+        symbolic = [hasattr(value, "_keras_history") for value in values]
+        if len(values) != 2 or not any(symbolic):
+            return None
+        if all(symbolic):
+            same = values[0].shape.rank == values[1].shape.rank
+            return copier.new(cls, name)(list(values)) if cls and same else None
+        x, constant = values if symbolic[0] else values[::-1]
+        if x is not values[0] and cls is None or np.size(constant) not in (1, x.shape[-1]) or not np.issubdtype(np.asarray(constant).dtype, np.number):
+            return None
+        constant = np.asarray(constant, np.float64)
+        return copier.rescale(x, name, scale(constant), offset(constant))
+
+    return rule
+
+
+def _mean(copier, name, values):
+    x, axes, *keep = values
+    if len(x.shape) != 4 or sorted(np.ravel(axes) % 4) != [1, 2]:
+        return None
+    pooled = copier.new(L.GlobalAveragePooling2D, name)(x)
+    return copier.new(L.Reshape, f"{name}_kept", [1, 1, pooled.shape[-1]])(pooled) if any(keep) else pooled
+
+
+def _function(function):
+    return lambda copier, name, values: copier.activate(values[0], function, name) if len(values) == 1 else None
+
+
+_ONE, _ZERO = lambda c: np.ones(1), lambda c: np.zeros(1)  # noqa: E731
+_OPERATORS = {
+    **dict.fromkeys(("add", "add_v2", "AddV2"), _both(L.Add, _ONE, lambda c: c)),
+    **dict.fromkeys(("multiply", "mul", "Mul"), _both(L.Multiply, lambda c: c, _ZERO)),
+    **dict.fromkeys(("subtract", "sub"), _both(None, _ONE, lambda c: -c)),
+    **dict.fromkeys(("truediv", "divide", "div"), _both(None, lambda c: 1 / c, _ZERO)),
+    **dict.fromkeys(("relu",), _function(tf.nn.relu)),
+    **dict.fromkeys(("relu6",), _function(tf.nn.relu6)),
+    **dict.fromkeys(("sigmoid",), _function(tf.nn.sigmoid)),
+    **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
+    **dict.fromkeys(("reduce_mean",), _mean),
+}
+_RULES = {
+    L.Conv1D: _convolution_1d,
+    L.BatchNormalization: _batch_norm,
+    (L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense): _split_activation,
+    L.Activation: _activation,
+    L.ReLU: _relu,
+    (L.Add, L.Multiply): _pairs,
+    L.Rescaling: _rescaling,
+    L.Normalization: _normalization,
+    L.GlobalAveragePooling2D: _global_average,
+    keras.src.layers.core.tf_op_layer.TFOpLambda: _operator,
+}
