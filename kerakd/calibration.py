@@ -2,6 +2,7 @@
 
 import numpy as np
 import tensorflow as tf
+import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer import QuantizeLayer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
@@ -12,6 +13,8 @@ from kerakd.wrapper import QuantizedActivation
 
 def calibrate(model, images, rule="max"):
     """Sets every interval of `model` in one pass, layer after layer, each on what the quantized layers before it give.
+
+    A BatchNorm that was never trained normalizes by the images' own statistics here, as its first training step will.
 
     Args:
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
@@ -40,11 +43,26 @@ def calibrate(model, images, rule="max"):
         elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
             quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
             _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
+        elif isinstance(layer, keras.layers.BatchNormalization) and _untouched(layer):
+            return _with_batch_statistics(layer, args)
         elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
             layer(*args, training=True)
         return layer(*args, **kwargs)
 
     graph.walk(model, images, run)
+
+
+def _untouched(norm):
+    """Whether a BatchNorm has the statistics that it was born with: its first training step will see another scale than inference does."""
+    return not np.any(norm.moving_mean) and bool(np.all(norm.moving_variance.numpy() == 1))
+
+
+def _with_batch_statistics(norm, args):
+    momentum, norm.momentum = norm.momentum, 1.0  # nothing of the batch goes into the moving statistics
+    try:
+        return norm(*args, training=True)
+    finally:
+        norm.momentum = momentum
 
 
 def _seen(layer, x):
@@ -66,7 +84,8 @@ def fit_weight_intervals(model, rule):
     for layer in model._flatten_layers():
         if isinstance(layer, QuantizeWrapper):
             for kernel, quantizer, variables in layer._weight_vars:
-                _fit(quantizer, tf.convert_to_tensor(kernel), variables, rule)
+                kernel = tf.convert_to_tensor(kernel)
+                _fit(quantizer, quantizer.view(kernel) if hasattr(quantizer, "view") else kernel, variables, rule)
 
 
 def _fit(quantizer, x, variables, rule):
@@ -91,7 +110,7 @@ def _percentile(rows, quantizer, shape):
 
 
 def _least_squares(rows, quantizer, shape):
-    quantizer = getattr(quantizer, "quantizer", quantizer)  # rows of a depthwise kernel are flat already
+    quantizer = getattr(quantizer, "quantizer", quantizer)  # rows are of its view already
     best = largest = _maximum(rows, quantizer, shape)
     least = tf.fill(tf.shape(best), float("inf"))
     for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):

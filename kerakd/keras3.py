@@ -74,7 +74,7 @@ def from_keras3(model):
     copy = made.model(model)
     for source, layer, _ in made.layers.values():
         _copy_weights(source, layer)
-    _copy_trainable(made)
+    _copy_trainable(made, model)
     _check_outputs(_graph(model, keras3), copy, made.tensors, keras3)
     return copy
 
@@ -97,7 +97,7 @@ def _load(path, keras3):
     except Exception as error:  # a file can be broken in any way
         raise BadInput(
             f"model: expected a .keras or .h5 file that Keras 3 can load, received {str(path)!r} ({_reason(error)}); "
-            "save the model again with model.save of Keras 3, without custom layers"
+            "save the model with Keras 3 as .keras (an .h5 file cannot hold operations such as x + y), without custom layers"
         ) from error
     raise BadInput(f"model: expected a file of Keras 3, received {str(path)!r} of Keras {version}; it needs nothing but tf_keras.models.load_model")
 
@@ -115,8 +115,9 @@ def _version(path):
 
 
 def _reason(error):
-    """The error in one clause."""
-    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0].split(". ")[0].rstrip(".")[:200]
+    """The error in one clause; Keras 3 puts the cause behind "Exception encountered:"."""
+    text = str(error).split("Exception encountered:")[-1].strip()
+    return f"{type(error).__name__}: {text}".split("\n")[0].split(". ")[0].rstrip(".")[:200]
 
 
 def _graph(model, keras3):
@@ -236,13 +237,15 @@ def _apply(copy, x, training):
 def _arguments(layer, args, kwargs):
     """(the tensors, {"training": False} or {}) of a layer's call. Raises: BadInput for any other argument.
 
-    training=True is left out: Keras 3 notes its default down in some layers, and lets the model's own `training` overrule it.
+    Keras 3 notes a default True down in some layers and lets the model's own `training` overrule it, so True is left out.
+    It overrules (3.15) a False as well, which tf_keras honours: that is what was written, so it is kept.
     """
-    (_, x), *others = inspect.signature(layer.call).bind(*args, **kwargs).arguments.items()
-    given = {name: value for name, value in others if value is not None and value != {} and (name, value) != ("training", True)}
-    if given in ({}, {"training": False}):
-        return x, given
-    raise BadInput(f"model: expected layers called with tensors and `training` only, received {layer.name!r} called with {_shown(given)}; leave that out")
+    given = dict(inspect.signature(layer.call).bind(*args, **kwargs).arguments)
+    x, training = given.pop(next(iter(given))), given.pop("training", None)
+    others = {name: value for name, value in given.items() if any(part is not None for part in tf.nest.flatten(value))}
+    if others:
+        raise BadInput(f"model: expected layers called with tensors and `training` only, received {layer.name!r} called with {_shown(others)}; leave that out")
+    return x, {} if training is None or training else {"training": False}
 
 
 def _shown(config):
@@ -492,10 +495,13 @@ def _copy_weights(source, copy):
     copy.set_weights([values[name] for name in names])
 
 
-def _copy_trainable(made):
-    """Setting a model's switch sets those of all in it, so outer models come first and layers last."""
+def _copy_trainable(made, model):
+    """Setting a model's switch sets those of all in it, so outer models come first and layers last.
+
+    In tf_keras an inner model that is switched off hides layers in it that are on; in Keras 3 it does not.
+    """
     for source, copy in reversed(made.models.values()):
-        copy.trainable = source.trainable
+        copy.trainable = source.trainable if source is model else any(variable.trainable for variable in source.variables)
     for source, copy, _ in made.layers.values():
         if copy is not None:
             copy.trainable = source.trainable

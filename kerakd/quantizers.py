@@ -44,6 +44,10 @@ class GridQuantizer(Quantizer):
         """The distance between two codes: () or [C]."""
         raise TypeError(f"{type(self).__name__} has no step; use one of {', '.join(BY_NAME)}")
 
+    def view(self, x):
+        """`x` as the grid sees it, channels last."""
+        return x
+
     def codes(self, x, variables):
         """The integer codes of `x`, as int32."""
         quantized = self.quantize(x, variables)

@@ -14,6 +14,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 from kerakd import graph
 from kerakd.calibration import fit_weight_intervals
 from kerakd.errors import BadInput
+from kerakd.models.bit import StandardizedConv2D
 from kerakd.quantizers import Interval, Quantizer, Sigmoid
 from kerakd.rewrite import simplify
 from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer, kernel_name
@@ -292,7 +293,9 @@ def quantize(model, scheme):
         kernel, output, absorbed = next(steps)
         if not absorbed and layer.name not in made:
             clone = graph.clone_layer(layer)
-            made[layer.name] = clone, QuantizedLayer(clone, Config(weights=kernel), name=layer.name) if kernel else clone
+            standardized = kernel is not None and isinstance(layer, StandardizedConv2D)
+            clone = L.Conv2D.from_config(layer.get_config()) if standardized else clone
+            made[layer.name] = clone, QuantizedLayer(clone, Config(kernel, standardized=standardized), name=layer.name) if kernel else clone
         outputs = args[0] if absorbed else made[layer.name][1](*args, **kwargs)
         if output is None:
             return outputs

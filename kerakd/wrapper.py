@@ -5,6 +5,7 @@ import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 from tensorflow_model_optimization.quantization.keras import QuantizeConfig
 
+from kerakd.models.bit import StandardizedConv2D, standardize
 from kerakd.quantizers import GridQuantizer, deserialize, serialize
 
 KERNELS = {  # the weighted layers that can be integer, and where each keeps its kernel
@@ -12,6 +13,7 @@ KERNELS = {  # the weighted layers that can be integer, and where each keeps its
     keras.layers.Conv2D: "kernel",
     keras.layers.DepthwiseConv2D: "depthwise_kernel",
     keras.layers.Dense: "kernel",
+    StandardizedConv2D: "kernel",
 }
 
 
@@ -20,26 +22,23 @@ def kernel_name(layer):
     return KERNELS.get(type(layer))
 
 
-class DepthwiseKernel(GridQuantizer):
-    """A quantizer on a depthwise kernel [h, w, C, m], seen as [h, w, C * m]: its channels are the last axis as everywhere else."""
+class _Seen(GridQuantizer):
+    """A quantizer on a kernel that it sees in another form: `view` of it."""
 
     def __init__(self, quantizer):
         self.quantizer = quantizer
-
-    def build(self, tensor_shape, name, layer):
-        return self.quantizer.build(tf.TensorShape([*tensor_shape[:2], tensor_shape[2] * tensor_shape[3]]), name, layer)
 
     def levels(self):
         return self.quantizer.levels()
 
     def step(self, x, variables):
-        return self.quantizer.step(_flat(x), variables)
+        return self.quantizer.step(self.view(x), variables)
 
     def quantize(self, x, variables):
-        return tf.reshape(self.quantizer.quantize(_flat(x), variables), tf.shape(x))
+        return tf.reshape(self.quantizer.quantize(self.view(x), variables), tf.shape(x))
 
     def codes(self, x, variables):
-        return tf.reshape(self.quantizer.codes(_flat(x), variables), tf.shape(x))
+        return tf.reshape(self.quantizer.codes(self.view(x), variables), tf.shape(x))
 
     def calibrated(self, interval):
         return self.quantizer.calibrated(interval)
@@ -48,27 +47,45 @@ class DepthwiseKernel(GridQuantizer):
         return {"quantizer": serialize(self.quantizer)}
 
 
-def _flat(kernel):
-    """[h, w, C, m] -> [h, w, C * m]; a flat one stays."""
-    return kernel if kernel.shape.rank == 3 else tf.reshape(kernel, [*kernel.shape[:2], kernel.shape[2] * kernel.shape[3]])
+class DepthwiseKernel(_Seen):
+    """A depthwise kernel [h, w, C, m] seen as [h, w, C * m]: its channels are the last axis as everywhere else."""
+
+    def build(self, tensor_shape, name, layer):
+        return self.quantizer.build(tf.TensorShape([*tensor_shape[:2], tensor_shape[2] * tensor_shape[3]]), name, layer)
+
+    def view(self, kernel):
+        return tf.reshape(kernel, [*kernel.shape[:2], kernel.shape[2] * kernel.shape[3]])
+
+
+class StandardizedKernel(_Seen):
+    """A kernel [h, w, in, out] seen standardized, as a StandardizedConv2D uses it."""
+
+    def build(self, tensor_shape, name, layer):
+        return self.quantizer.build(tensor_shape, name, layer)
+
+    def view(self, kernel):
+        return standardize(kernel)
 
 
 @keras.utils.register_keras_serializable("kerakd")
 class Config(QuantizeConfig):
     """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
 
+    standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
+
     `tfmot.quantization.keras.quantize_annotate_layer(layer, Config(weights=Ternary(), output=Interval(8)))` takes it too.
     """
 
-    def __init__(self, weights=None, output=None):
+    def __init__(self, weights=None, output=None, standardized=False):
         self.weights = weights
         self.output = output
+        self.standardized = standardized
 
     def get_weights_and_quantizers(self, layer):
         if self.weights is None:
             return []
-        depthwise = type(layer) is keras.layers.DepthwiseConv2D
-        return [(getattr(layer, kernel_name(layer)), DepthwiseKernel(self.weights) if depthwise else self.weights)]
+        seen = StandardizedKernel if self.standardized else DepthwiseKernel if type(layer) is keras.layers.DepthwiseConv2D else lambda quantizer: quantizer
+        return [(getattr(layer, kernel_name(layer)), seen(self.weights))]
 
     def set_quantize_weights(self, layer, quantize_weights):
         for value in quantize_weights:
@@ -84,11 +101,11 @@ class Config(QuantizeConfig):
         return [] if self.output is None else [self.output]
 
     def get_config(self):
-        return {"weights": serialize(self.weights), "output": serialize(self.output)}
+        return {"weights": serialize(self.weights), "output": serialize(self.output), "standardized": self.standardized}
 
     @classmethod
     def from_config(cls, config):
-        return cls(deserialize(config["weights"]), deserialize(config["output"]))
+        return cls(deserialize(config["weights"]), deserialize(config["output"]), config["standardized"])
 
 
 @keras.utils.register_keras_serializable("kerakd")
@@ -153,4 +170,4 @@ class QuantizedActivation(keras.layers.Layer):
 
 def quantize_scope():
     """A Keras custom object scope with every class that a quantized model is saved with."""
-    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Config)})
+    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Config, StandardizedConv2D)})

@@ -79,7 +79,7 @@ def _on_grid(x, grid):
 
 def _constant_layer(linear):
     """A function of the layer's input: the layer with fake-quantized constants for kernel and bias."""
-    layer = linear.layer()
+    layer = graph.clone_layer(linear.template, use_bias=True)
     limits = (linear.steps * 127).astype(np.float32)
     kernel = (linear.codes.reshape(-1, len(limits)) * linear.steps).astype(np.float32)
     bias = tf.constant(linear.bias * linear.steps * linear.x.step, tf.float32)
@@ -98,7 +98,9 @@ def _constant_layer(linear):
         value = tf.reshape(quantized([*shape[:2], 1, len(limits)]), shape) if depthwise else quantized(shape)
         object.__setattr__(layer, "depthwise_kernel" if depthwise else "kernel", value)
         object.__setattr__(layer, "bias", bias)
-        return layer.call(x)
+        if linear.shape is None:
+            return layer.call(x)
+        return tf.reshape(layer.call(tf.reshape(x, [-1, *linear.image])), [-1, *linear.shape])
 
     return call
 

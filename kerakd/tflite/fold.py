@@ -17,6 +17,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
+from kerakd.grids import SMALLEST
 from kerakd.scheme import TRANSPARENT, fuses, is_relu, is_sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
@@ -55,7 +56,8 @@ class Linear:
     name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
     steps: float64 [C]. bias: int64 [C]. low, high: the trained codes' range. headroom: what they are multiplied by.
-    x, y: Grids. dead: channels whose multiplier is too small for integers; their codes are 0.
+    x, y: Grids. dead: channels whose multiplier is too small for integers; their codes are 0. shape: of one example where it is
+    no image; a depthwise convolution then sees it as one of height 1.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Linear:
     x: Grid
     y: Grid
     dead: list
+    shape: tuple | None = None
 
     @property
     def unit(self):
@@ -77,7 +80,13 @@ class Linear:
 
     def layer(self, **changes):
         """A fresh Keras layer for these codes, with a bias."""
-        return graph.clone_layer(self.template, use_bias=True, **changes)
+        layer = graph.clone_layer(self.template, use_bias=True, **changes)
+        return layer if self.shape is None else keras.Sequential([L.Reshape(self.image), layer, L.Reshape(self.shape)], name=layer.name)
+
+    @property
+    def image(self):
+        """`shape` as that of an image."""
+        return (*(1,) * (3 - len(self.shape)), *self.shape)
 
     @property
     def packs(self):
@@ -139,6 +148,12 @@ def _check(model):
     missing = uncalibrated(model)
     if missing:
         raise BadInput(f"model: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(model, images) first")
+    for layer in model.layers:
+        if isinstance(layer, QuantizedActivation) and layer.quantizer_variables and float(layer.quantizer_variables["interval"]) <= SMALLEST:
+            raise BadInput(
+                f"model: expected positive intervals, received {float(layer.quantizer_variables['interval']):.2g} in {layer.name!r}; the training diverged: "
+                "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
+            )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
@@ -248,7 +263,10 @@ def _linear(call, grids, folded, container):
     room = headroom(high, container)
     sign = np.where(gain < 0, -1, 1) * room
     codes = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape)
-    return _on_the_bias_grid(layer.name, template, codes, step * np.abs(gain) / room, bias, x, y, low, high, room)
+    linear = _on_the_bias_grid(layer.name, template, codes, step * np.abs(gain) / room, bias, x, y, low, high, room)
+    if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
+        linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
+    return linear
 
 
 def _weighted_parts(call, norm):
