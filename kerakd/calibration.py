@@ -43,7 +43,7 @@ def calibrate(model, images, rule="max"):
         elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
             quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
             _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
-        elif isinstance(layer, keras.layers.BatchNormalization) and _untouched(layer):
+        elif isinstance(layer, keras.layers.BatchNormalization) and _untouched(layer) and kwargs.get("training") is not False:
             return _with_batch_statistics(layer, args)
         elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
             layer(*args, training=True)

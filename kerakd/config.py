@@ -54,6 +54,9 @@ class Config:
     warmup_epochs: float = _knob(0.0, "epochs of linear warm-up")
     weight_decay: float = _knob(0.0, "each step takes learning rate * weight_decay of every kernel away")
     clip_norm: typing.Optional[float] = _knob(None, "clip all gradients together to this norm")
+    dampening: float = _knob(0.0, "weight at the end, on a cosine from 0, of the loss that holds kernels of at most 4 bits at their codes; 0: none")
+    freeze: float = _knob(0.0, "frequency at the end, on a cosine from 0.1, above which an oscillating weight is frozen; 0: none (0.01 is the paper's)")
+    watch: bool = _knob(False, "record the share of oscillating weights among kernels of at most 4 bits")
     batchnorm_batches: int = _knob(0, "training batches on which BatchNorm statistics are estimated anew after the last epoch; 0: as training left them")
     max_epochs: int = _knob(0, "no phase is longer than this; 0: as given")
 

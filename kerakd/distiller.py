@@ -6,7 +6,7 @@ import dataclasses
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd import losses
+from kerakd import losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.graph import check_functional
@@ -79,8 +79,9 @@ class Distiller(keras.Model):
         self.temperature = temperature
         self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
         self._weights_asked = hard_weight, soft_weight
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss")}
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss", "oscillating")}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
+        self.dampening = self.freezing = self.watch = None
         self.enter(mode)
 
     def enter(self, mode, *, hard_weight=None, soft_weight=None):
@@ -103,7 +104,18 @@ class Distiller(keras.Model):
         return bool(self._is_compiled)
 
     def compile(
-        self, optimizer="adam", loss=None, metrics=None, *, teacher_optimizer=None, weight_interval_optimizer=None, activation_interval_optimizer=None, **kwargs
+        self,
+        optimizer="adam",
+        loss=None,
+        metrics=None,
+        *,
+        teacher_optimizer=None,
+        weight_interval_optimizer=None,
+        activation_interval_optimizer=None,
+        dampening=None,
+        freezing=None,
+        watch=False,
+        **kwargs,
     ):
         """As `keras.Model.compile`, and:
 
@@ -112,12 +124,19 @@ class Distiller(keras.Model):
             teacher_optimizer: needed in modes in which the teacher learns.
             weight_interval_optimizer, activation_interval_optimizer: for the learned intervals of kernels and of
                 activations (QKD has three learning rates); None leaves them to `optimizer`.
-        Raises: BadInput for a missing teacher_optimizer.
+            dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
+            freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
+            watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
+        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen.
         """
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         super().compile(optimizer=optimizer, loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
         self.teacher_optimizer = teacher_optimizer and keras.optimizers.get(teacher_optimizer)
+        if dampening is not None:
+            oscillation.check(self.student)
+        self.dampening, self.freezing = dampening, freezing
+        self.watch = oscillation.Watch(self.student) if watch or freezing is not None else None
         self.weight_interval_optimizer = weight_interval_optimizer and keras.optimizers.get(weight_interval_optimizer)
         self.activation_interval_optimizer = activation_interval_optimizer and keras.optimizers.get(activation_interval_optimizer)
 
@@ -153,7 +172,7 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self):
-        names = ["loss", "hard_loss"] + ["soft_loss"] * self.mode.teacher + ["teacher_loss"] * self.mode.teacher_learns
+        names = ["loss", "hard_loss"] + ["soft_loss"] * self.mode.teacher + ["teacher_loss"] * self.mode.teacher_learns + ["oscillating"] * (self.watch is not None)
         metrics = [self._trackers[name] for name in names]
         return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
 
@@ -168,16 +187,24 @@ class Distiller(keras.Model):
             hard = self.compiled_loss(y, logits, sample_weight)
             soft = self._mean(sum(self.soft_loss(logits, z, self.temperature) for z in said), sample_weight) if said else 0.0
             loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
+            if self.dampening is not None:
+                loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
             teacher_loss = self._teacher_loss(y, said, logits, sample_weight) if self.mode.teacher_learns else None
         for optimizer, variables in self._groups():
             optimizer.minimize(loss, variables, tape=tape)
         if teacher_loss is not None:
             self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
             self._trackers["teacher_loss"].update_state(teacher_loss)
+        if self.watch is not None:
+            self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
+            self._trackers["oscillating"].update_state(self.watch.share())
         self._trackers["loss"].update_state(loss)
         self._trackers["hard_loss"].update_state(hard)
         self._trackers["soft_loss"].update_state(soft)
         return self.compute_metrics(x, y, logits, sample_weight)
+
+    def _at_this_step(self, value):
+        return value(self.optimizer.iterations) if callable(value) else value
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
@@ -186,7 +213,7 @@ class Distiller(keras.Model):
         self._trackers["loss"].update_state(hard)
         self._trackers["hard_loss"].update_state(hard)
         results = self.compute_metrics(x, y, logits, sample_weight)
-        return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss")}
+        return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss", "oscillating")}
 
     def _teacher_loss(self, y, said, logits, sample_weight):
         loss = self.compiled_loss(y, said[0], sample_weight) + _sum(self.teachers[0].losses)

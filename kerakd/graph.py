@@ -45,11 +45,21 @@ def walk(model, inputs, call):
                 continue
             args, kwargs = node.map_arguments({i: [values[i]] * len(node.flat_input_ids) for i in node.flat_input_ids})
             if isinstance(node.layer, keras.Model):
-                outputs = walk(_functional(node.layer), args[0], call)
+                outputs = walk(_functional(node.layer), args[0], call if kwargs.get("training") is None else _in_mode(call, kwargs["training"]))
             else:
                 outputs = call(node.layer, args, kwargs)
             values.update(zip(node.flat_output_ids, tf.nest.flatten(outputs)))
     return tf.nest.pack_sequence_as(model._nested_outputs, [values[str(id(out))] for out in model.outputs])
+
+
+def _in_mode(call, training):
+    """`call`, told the mode in which the nested model around the layer is called, where it does not say so itself."""
+
+    def told(layer, args, kwargs):
+        takes = layer._expects_training_arg and kwargs.get("training") is None
+        return call(layer, args, {**kwargs, "training": training} if takes else kwargs)
+
+    return told
 
 
 def _functional(model):

@@ -1,5 +1,8 @@
 """Optimizers by name, with warm-up, cosine decay and weight decay on kernels alone."""
 
+import math
+
+import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
@@ -15,6 +18,20 @@ def cosine(rate, steps, warmup_steps=0):
     if not warmup_steps:
         return keras.optimizers.schedules.CosineDecay(rate, steps)
     return keras.optimizers.schedules.CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
+
+
+class Ramp(keras.optimizers.schedules.LearningRateSchedule):
+    """From `start` to `end` in `steps`, on half a cosine."""
+
+    def __init__(self, start, end, steps):
+        self.start, self.end, self.steps = start, end, steps
+
+    def __call__(self, step):
+        done = tf.minimum(tf.cast(step, tf.float32) / self.steps, 1.0)
+        return self.end + (self.start - self.end) * 0.5 * (1 + tf.cos(math.pi * done))
+
+    def get_config(self):
+        return {"start": self.start, "end": self.end, "steps": self.steps}
 
 
 def build(name, rate, steps, variables, warmup_steps=0, weight_decay=0.0, clip_norm=None):

@@ -143,7 +143,7 @@ def _batch_norm(copier, layer, args, kwargs):
     (x,) = args
     if id(x) not in copier.lifted or list(layer.axis) != [2]:
         return None
-    return copier.lower(copier.clone(layer, axis=-1)(copier.lifted[id(x)]), layer.name)
+    return copier.lower(copier.clone(layer, axis=-1)(copier.lifted[id(x)], **kwargs), layer.name)
 
 
 def _activation(copier, layer, args, kwargs):

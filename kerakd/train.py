@@ -102,7 +102,7 @@ class Training:
         warmup = round(c.warmup_epochs * self.steps)
         return optimizers.build(c.optimizer, rate, total * self.steps, variables, min(warmup, total * self.steps - 1), c.weight_decay, c.clip_norm)
 
-    def compile(self, distiller, teacher, total):
+    def compile(self, distiller, teacher, total, quantized):
         """Gives the distiller its optimizers, each built for its variables; returns those, for the checkpoint."""
         c = self.config
         rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
@@ -119,8 +119,18 @@ class Training:
             teacher_optimizer=made.get("teacher_optimizer"),
             weight_interval_optimizer=made.get("kernel_interval"),
             activation_interval_optimizer=made.get("activation_interval"),
+            **(self.medicine(total) if quantized else {}),
         )
-        return made
+        return made if distiller.watch is None else {**made, "watch": distiller.watch}
+
+    def medicine(self, total):
+        """The arguments of `compile` for kernels that oscillate."""
+        c = self.config
+        return {
+            "dampening": optimizers.Ramp(0.0, c.dampening, total * self.steps) if c.dampening else None,
+            "freezing": optimizers.Ramp(0.1, c.freeze, total * self.steps) if c.freeze else None,
+            "watch": c.watch,
+        }
 
     def train_stage(self, stage):
         """Trains one stage, from its newest checkpoint if there is one, and saves its student."""
@@ -137,7 +147,7 @@ class Training:
             soft_loss=c.soft_loss,
             **({"hard_weight": c.hard_weight, "soft_weight": c.soft_weight} if teacher is not None else {}),
         )
-        objects = {"student": student, **self.compile(distiller, teacher, total)}
+        objects = {"student": student, **self.compile(distiller, teacher, total, quantized)}
         if teacher is not None:
             objects["teacher"] = teacher
         done = self.directory.restore(stage.name, objects)

@@ -18,7 +18,7 @@ OPTIONS = {
     "MEAN": schema.ReducerOptionsT,
     "QUANTIZE": schema.QuantizeOptionsT,
 }
-VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 5, "ADD": 2, "MEAN": 2, "QUANTIZE": 1}
+VERSIONS = {"CONV_2D": 3, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": 5, "ADD": 2, "MEAN": 2, "QUANTIZE": 1, "LOGISTIC": 2}
 TYPES = {"int8": schema.TensorType.INT8, "int32": schema.TensorType.INT32, "float32": schema.TensorType.FLOAT32}
 
 
@@ -53,13 +53,15 @@ class OneOp:
         last = len(self.graph.tensors) - 1
         self.graph.inputs.remove(last)
         self.graph.outputs = [last]
-        code, operator, option = schema.OperatorCodeT(), schema.OperatorT(), OPTIONS[name]()
+        code, operator = schema.OperatorCodeT(), schema.OperatorT()
         code.builtinCode = code.deprecatedBuiltinCode = getattr(schema.BuiltinOperator, name)
         code.version = VERSIONS[name]
-        for key, value in options.items():
-            setattr(option, key, value)
         operator.opcodeIndex, operator.inputs, operator.outputs = 0, list(range(last)), [last]
-        operator.builtinOptionsType, operator.builtinOptions = getattr(schema.BuiltinOptions, type(option).__name__[:-1]), option
+        if name in OPTIONS:  # the schema has none for some operators
+            operator.builtinOptions = option = OPTIONS[name]()
+            operator.builtinOptionsType = getattr(schema.BuiltinOptions, type(option).__name__[:-1])
+            for key, value in options.items():
+                setattr(option, key, value)
         self.model.operatorCodes, self.graph.operators = [code], [operator]
         builder = flatbuffers.Builder(1024)
         builder.Finish(self.model.Pack(builder), b"TFL3")
@@ -254,6 +256,28 @@ def test_floats_are_quantized_by_the_rounded_inverse_of_the_step(seed):
     one.tensor(x.shape, "float32")
     one.tensor(x.shape, quantization=y_q)
     np.testing.assert_array_equal(one.run("QUANTIZE", x), arithmetic.quantize_xnnpack(x, y_q))
+
+
+def run_sigmoid(x_q):
+    one = OneOp()
+    one.tensor(CODES.shape, quantization=x_q)
+    one.tensor(CODES.shape, quantization=(1 / 256, -128))
+    return one.run("LOGISTIC", CODES.astype(np.int8))
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_sigmoid_is_known_for_every_code(seed):
+    rng = np.random.default_rng(seed)
+    x_q = fractions(rng, -8, 3), int(rng.integers(-128, 128))
+    np.testing.assert_array_equal(run_sigmoid(x_q), arithmetic.sigmoid_xnnpack(CODES, x_q))
+
+
+@pytest.mark.parametrize("zero", [-128, 0, 127])
+@pytest.mark.parametrize("scale", [2.0**-8, 0.03, 6 / 127, 0.5, 100.0])
+def test_a_sigmoids_answers_are_halves_of_256_and_saturate_at_one_less(scale, zero):
+    y = run_sigmoid((scale, zero))
+    np.testing.assert_array_equal(y, arithmetic.sigmoid_xnnpack(CODES, (scale, zero)))
+    assert y[128 + zero] == 0 and y.min() >= -128 and (zero > -128 or scale < 1 or y.max() == 127)
 
 
 def test_clamp_saturates_instead_of_wrapping():

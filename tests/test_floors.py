@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"errors", "quiet", "chatter"},
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "models", "data"},
-    {"wrapper", "calibration", "scheme", "distiller"},
+    {"wrapper", "calibration", "scheme", "oscillation", "distiller"},
     {"config", "rundir", "tflite"},
     {"train", "evaluate", "report", "progress"},
 ]

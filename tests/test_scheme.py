@@ -116,7 +116,7 @@ def test_an_unsigned_quantizer_is_the_relu_before_it_bounded_or_not():
     images = 40 * RNG.normal(size=(64, 8, 8, 2)).astype(np.float32)
     calibrate(student, images)
     assert interval(student, "r6_out") == 6.0 and interval(student, "r_out") > 6
-    np.testing.assert_allclose(student(images), model(images), atol=0.05 * np.abs(model(images)).max())
+    np.testing.assert_allclose(student(images), model(images), atol=0.08 * np.abs(model(images)).max())
     kept = quantize(model, Scheme(Interval(4), None))
     assert sum(isinstance(layer, L.ReLU) for layer in kept.layers) == 2
 
@@ -267,6 +267,9 @@ def test_a_one_layer_net_is_calibrated_as_in_numpy(rule):
 
 def test_calibration_sees_what_the_quantized_layers_before_give():
     model = resnet()
+    for layer in model.layers:
+        if isinstance(layer, L.BatchNormalization):
+            layer.moving_mean.assign(RNG.normal(0, 0.1, layer.moving_mean.shape))
     rules = {"stage2_block1_relu": Scheme(None, Interval(8))}
     coarse, fine = (quantize(model, Scheme(weights, None, overrides=rules)) for weights in (Ternary(), None))
     for student in (coarse, fine):

@@ -1,0 +1,95 @@
+"""Medicine for 4 bits and below: kernels that swing between two codes are watched, damped and frozen (Nagel et al. 2022)."""
+
+import tensorflow as tf
+
+from kerakd.errors import BadInput
+from kerakd.quantizers import DoReFa
+from kerakd.wrapper import QuantizedLayer, StandardizedKernel
+
+OSCILLATING = 0.005  # a frequency above it is called oscillation (Nagel et al. 2022, section 2.2)
+MOMENTUM = 0.01  # of the frequencies and of the mean codes (section 4.3)
+
+
+def kernels(model, highest=7):
+    """[(variable, quantizer, its variables)] of the quantized kernels whose codes are at most `highest`: 7 is 4 bits."""
+    found = [kernel for layer in model.layers if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
+    return [kernel for kernel in found if kernel[1].levels()[1] <= highest]
+
+
+def dampening(model):
+    """sum((q(w) - clip(w))^2) over the kernels of at most 4 bits: pulls weights to the middle of their code (section 4.2).
+
+    The gradient goes to w where it is not clipped, none to q(w) or the step.
+    """
+    total = 0.0
+    for kernel, quantizer, variables in kernels(model):
+        kernel = tf.convert_to_tensor(kernel)
+        low, high = quantizer.levels()
+        step = tf.stop_gradient(quantizer.step(kernel, variables))
+        seen = quantizer.view(kernel)
+        target = tf.stop_gradient(tf.reshape(quantizer.quantize(kernel, variables), tf.shape(seen)))
+        total += tf.reduce_sum((target - tf.clip_by_value(seen, low * step, high * step)) ** 2)
+    return total
+
+
+class Watch(tf.Module):
+    """How often each weight of at most 4 bits turns back, and the weights that are held for it.
+
+    After each step, of each weight's code: it oscillates if it changed in the direction opposite to its last change.
+    frequency <- (1 - m) frequency + m [oscillates], mean <- (1 - m) mean + m code (section 4.3, m = 0.01). A weight whose
+    frequency passes the threshold is frozen at the rounded mean: from then on it is set to that code times the step after
+    every step.
+
+    Raises: BadInput for a student without such kernels, or with ones that can't be held.
+    """
+
+    def __init__(self, student):
+        super().__init__(name="watch")
+        check(student)
+        self.watched = kernels(student)
+        self.states = [self._state(*kernel) for kernel in self.watched]
+
+    @staticmethod
+    def _state(kernel, quantizer, variables):
+        zeros = tf.zeros(kernel.shape)
+        codes = tf.cast(quantizer.codes(tf.convert_to_tensor(kernel), variables), tf.float32)
+        state = {"codes": codes, "direction": zeros, "frequency": zeros, "mean": codes, "frozen": tf.zeros(kernel.shape, tf.bool)}
+        return {name: tf.Variable(value, trainable=False, name=f"watch_{name}") for name, value in state.items()}
+
+    def update(self, threshold=None):
+        """To be called after each step. threshold: frequency above which a weight is frozen; None freezes none."""
+        for (kernel, quantizer, variables), state in zip(self.watched, self.states, strict=True):
+            value = tf.convert_to_tensor(kernel)
+            codes = tf.cast(quantizer.codes(value, variables), tf.float32)
+            direction = tf.sign(codes - state["codes"])
+            turned = tf.cast((direction != 0) & (direction == -state["direction"]), tf.float32)
+            state["frequency"].assign_add(MOMENTUM * (turned - state["frequency"]))
+            state["mean"].assign_add(tf.where(state["frozen"], 0.0, MOMENTUM * (codes - state["mean"])))
+            state["direction"].assign(tf.where(direction == 0, state["direction"], direction))
+            if threshold is not None:
+                state["frozen"].assign(state["frozen"] | (state["frequency"] > threshold))
+                held = tf.round(state["mean"]) * _spread(quantizer.step(value, variables), kernel.shape)
+                kernel.assign(tf.where(state["frozen"], held, value))
+                codes = tf.where(state["frozen"], tf.round(state["mean"]), codes)
+            state["codes"].assign(codes)
+
+    def share(self):
+        """The share of the watched weights that oscillate or are frozen for it, a scalar in 0..1."""
+        found = [tf.reduce_sum(tf.cast((state["frequency"] > OSCILLATING) | state["frozen"], tf.float32)) for state in self.states]
+        return tf.add_n(found) / sum(kernel.shape.num_elements() for kernel, _, _ in self.watched)
+
+
+def _spread(step, shape):
+    """A step () or [C] as it multiplies a kernel of `shape`: of a depthwise one, C is its last two axes."""
+    if step.shape.rank == 0 or step.shape[0] == shape[-1]:
+        return step
+    return tf.reshape(step, shape[-2:])
+
+
+def check(student):
+    """Raises BadInput where there is nothing to hold, or a kernel that does not stay at a code when set to it."""
+    if not kernels(student):
+        raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
+    for kernel, quantizer, _ in kernels(student):
+        if isinstance(quantizer, StandardizedKernel) or isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa):
+            raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name} of another form; use Interval, KBit or Ternary")

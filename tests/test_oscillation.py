@@ -1,0 +1,148 @@
+"""Laws of the medicine: what counts as oscillation, what dampening pulls at, and that a frozen weight stays on its code."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+import kerakd
+from kerakd import optimizers, oscillation
+from kerakd.errors import BadInput
+
+L = keras.layers
+RNG = np.random.default_rng(0)
+IMAGES = RNG.normal(size=(32, 6, 6, 2)).astype(np.float32)
+LABELS = RNG.integers(0, 3, 32)
+SCHEMES = {
+    "ternary": kerakd.Ternary(),
+    "learned ternary": kerakd.Ternary(learned=True, per_channel=True),
+    "W4": kerakd.Interval(4),
+    "W2 per channel": kerakd.Interval(2, per_channel=True),
+    "KBit": kerakd.KBit(3),
+}
+
+
+def student(weights):
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 2))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, name="first")(inputs)))
+    x = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3, depth_multiplier=2, name="deep")(x)))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv2D(5, 1, name="wide")(x)))
+    made = kerakd.quantize(keras.Model(inputs, L.Dense(3, name="head")(L.Flatten()(x))), kerakd.Scheme(weights, kerakd.Interval(4)))
+    kerakd.calibrate(made, IMAGES)
+    return made
+
+
+def codes(made):
+    return [quantizer.codes(tf.convert_to_tensor(kernel), variables).numpy() for kernel, quantizer, variables in oscillation.kernels(made)]
+
+
+def test_only_kernels_of_at_most_four_bits_are_watched():
+    assert [kernel.name.split("/")[0] for kernel, _, _ in oscillation.kernels(student(kerakd.Interval(4)))] == ["deep", "wide"]  # the ends have 8 bits
+    assert not oscillation.kernels(student(kerakd.Interval(5)))
+    with pytest.raises(BadInput, match="expected kernels of 4 bits or fewer, received none"):
+        oscillation.Watch(student(kerakd.Interval(5)))
+
+
+def test_frequency_counts_turns_and_nothing_else():
+    made = student(kerakd.KBit(2))
+    watch = oscillation.Watch(made)
+    kernel, state = watch.watched[1][0], watch.states[1]
+    shape = kernel.shape
+    up_and_down, only_up, still = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+    up_and_down[0, 0, 0, 0] = only_up[0, 0, 0, 1] = 1
+    kernel.assign(still)
+    watch.update()
+    for state_variable in (state["frequency"], state["direction"]):
+        state_variable.assign(still)
+    watch.states[0]["frequency"].assign(tf.zeros_like(watch.states[0]["frequency"]))
+    expected, sequence = 0.0, [1, 0, 1, 1, 0]  # of the first weight: up, down, up, stays, down: three turns
+    for step, value in enumerate(sequence):
+        kernel.assign(value * up_and_down - only_up * (step == 0) + only_up * (step > 0))
+        watch.update()
+        turned = step > 0 and sequence[step] != sequence[step - 1]
+        expected = 0.99 * expected + 0.01 * turned
+    np.testing.assert_allclose(state["frequency"][0, 0, 0, 0], expected, rtol=1e-5)
+    assert expected > 0.02 and state["frequency"][0, 0, 0, 1] > 0  # down and up again: one turn
+    assert np.count_nonzero(state["frequency"]) == 2
+    np.testing.assert_allclose(watch.share(), np.mean(np.concatenate([s["frequency"].numpy().ravel() > 0.005 for s in watch.states])), rtol=1e-6)
+
+
+@pytest.mark.parametrize("weights", SCHEMES.values(), ids=SCHEMES)
+def test_a_frozen_weight_stays_on_its_code_whatever_the_optimizer_does(weights):
+    made = student(weights)
+    watch = oscillation.Watch(made)
+    for state in watch.states:
+        state["frequency"].assign(np.where(RNG.random(state["frequency"].shape) < 0.5, 1.0, 0.0))
+    watch.update(0.5)
+    frozen, before = [state["frozen"].numpy() for state in watch.states], codes(made)
+    assert all(0.2 < mask.mean() < 0.8 for mask in frozen)
+    distiller = kerakd.Distiller(student=made, mode="alone")
+    distiller.compile(keras.optimizers.SGD(0.05), freezing=1.1)
+    for variable, state in zip(distiller.watch.states, watch.states, strict=True):
+        for name in variable:
+            variable[name].assign(state[name])
+    distiller.fit(IMAGES, LABELS, batch_size=8, epochs=3, verbose=0)
+    after = codes(made)
+    assert all(np.array_equal(a[mask], b[mask]) for a, b, mask in zip(before, after, frozen, strict=True))
+    assert any((a[~mask] != b[~mask]).any() for a, b, mask in zip(before, after, frozen, strict=True))
+
+
+def test_dampening_is_the_papers_and_pulls_at_the_kernels_alone():
+    made = student(kerakd.Interval(3))
+    with tf.GradientTape() as tape:
+        loss = oscillation.dampening(made)
+    moved = {variable.name: gradient for variable, gradient in zip(made.trainable_variables, tape.gradient(loss, made.trainable_variables), strict=True)}
+    expected = 0.0
+    for kernel, quantizer, variables in oscillation.kernels(made):
+        w, interval = kernel.numpy(), float(variables["interval"])
+        quantized = interval / 3 * np.rint(np.clip(w * 3 / interval, -3, 3))
+        expected += ((quantized - np.clip(w, -interval, interval)) ** 2).sum()
+        np.testing.assert_allclose(moved.pop(kernel.name), 2 * (np.clip(w, -interval, interval) - quantized) * (np.abs(w) <= interval), atol=1e-6)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    assert all(gradient is None for gradient in moved.values())
+
+
+def test_dampening_brings_weights_to_the_middle_of_their_codes():
+    def off_the_middle(dampening):
+        made = student(kerakd.Interval(3))
+        distiller = kerakd.Distiller(student=made, mode="alone")
+        distiller.compile(keras.optimizers.SGD(0.05), dampening=dampening)
+        distiller.fit(IMAGES, LABELS, batch_size=8, epochs=5, verbose=0)
+        return float(oscillation.dampening(made))
+
+    assert off_the_middle(1.0) < 0.5 * off_the_middle(None)
+
+
+def test_the_share_is_in_the_history_and_evaluate_does_not_know_it():
+    made = student(kerakd.Interval(2))
+    distiller = kerakd.Distiller(student=made, mode="alone")
+    distiller.compile(keras.optimizers.SGD(0.5), watch=True)
+    history = distiller.fit(IMAGES, LABELS, batch_size=4, epochs=4, verbose=0).history
+    assert len(history["oscillating"]) == 4 and 0 < history["oscillating"][-1] < 1
+    assert "oscillating" not in distiller.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
+
+
+def test_freezing_lowers_the_share_of_weights_that_still_move():
+    def changes(freezing):
+        made = student(kerakd.Interval(2))
+        distiller = kerakd.Distiller(student=made, mode="alone")
+        distiller.compile(keras.optimizers.SGD(0.1), freezing=freezing)
+        distiller.fit(IMAGES, LABELS, batch_size=4, epochs=3, verbose=0)
+        before = codes(made)
+        distiller.fit(IMAGES, LABELS, batch_size=4, epochs=1, verbose=0)
+        return sum((a != b).sum() for a, b in zip(before, codes(made), strict=True))
+
+    assert changes(0.005) < changes(2.0)
+
+
+def test_the_ramp_starts_ends_and_stays():
+    ramp = optimizers.Ramp(0.1, 0.01, 10)
+    np.testing.assert_allclose([ramp(step) for step in (0, 5, 10, 99)], [0.1, 0.055, 0.01, 0.01], rtol=1e-5)
+
+
+@pytest.mark.parametrize("argument", [{"freezing": 0.01}, {"dampening": 0.1}])
+def test_kernels_that_do_not_stay_on_a_code_are_refused(argument):
+    distiller = kerakd.Distiller(student=student(kerakd.DoReFa(3)), mode="alone")
+    with pytest.raises(BadInput, match="expected kernels that stay at a code"):
+        distiller.compile("sgd", **argument)
