@@ -15,6 +15,7 @@ _HOME = {
     "Interval": "quantizers",
     "Pact": "quantizers",
     "DoReFa": "quantizers",
+    "from_keras3": "keras3",
     "quantize_scope": "wrapper",
     "Distiller": "distiller",
     "to_tflite": "tflite",

@@ -10,8 +10,14 @@ from kerakd import augment, calibration, distiller, losses, models, optimizers, 
 from kerakd.errors import BadInput
 
 
-def _knob(default, help, choices=None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def _knob(default, help, choices=None, file=False):
+    """file: whether the flag takes a model file beside its choices."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "file": file})
+
+
+def is_file(name):
+    """Whether --student or --teacher names a model file rather than a network."""
+    return name.endswith((".keras", ".h5"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +29,10 @@ class Config:
     synthetic: bool = _knob(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
     image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
     view: str = _knob("shift", "augmentation of the training images", augment.BY_NAME)
-    student: str = _knob("", "network of the student", models.BY_NAME)
-    student_width: float = _knob(1.0, "multiplies the student's channels")
-    teacher: str = _knob("", "network of the teacher; empty: none", models.BY_NAME)
-    teacher_width: float = _knob(1.0, "multiplies the teacher's channels")
-    teacher_weights: str = _knob("", "a .keras file of a trained teacher; empty: train one for --teacher_epochs")
+    student: str = _knob("", "network of the student: a .keras or .h5 file of logits, or a name", models.BY_NAME, file=True)
+    student_width: float = _knob(1.0, "multiplies the channels of a student by name")
+    teacher: str = _knob("", "network of the teacher, likewise; that of a file is trained already; empty: none", models.BY_NAME, file=True)
+    teacher_width: float = _knob(1.0, "multiplies the channels of a teacher by name")
     teacher_epochs: int = _knob(0, "epochs of float training of the teacher before the phases")
     float_epochs: int = _knob(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
     weights: str = _knob("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
@@ -37,7 +42,7 @@ class Config:
     override: tuple = _knob((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
     calibration: str = _knob("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = _knob(512, "how many training images it looks at")
-    start: str = _knob("scratch", "weights that the student starts from", ("scratch", "float"))
+    start: str = _knob("", "weights that the student starts from; empty: float for a student from a file, else scratch", ("scratch", "float"))
     phase: tuple = _knob((), f"MODE:EPOCHS, MODE one of {', '.join(distiller.MODES)}; repeat it for more phases")
     compare: bool = _knob(False, "train the same student without the teacher as well")
     seed: int = _knob(0, "first seed of initial weights, order and views")
@@ -64,8 +69,9 @@ class Config:
         for field in dataclasses.fields(self):
             value, choices = getattr(self, field.name), field.metadata["choices"]
             optional = field.default == "" or value is None
-            if choices and value not in choices and not (optional and value == ""):
-                raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}, received {value!r}")
+            if choices and value not in choices and not (optional and value == "") and not (field.metadata["file"] and is_file(value)):
+                also = ", or a .keras or .h5 file" if field.metadata["file"] else ""
+                raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}{also}, received {value!r}")
             if isinstance(value, (int, float)) and not value >= 0:
                 raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
         for name in ("dataset", "student", "phase"):
@@ -74,24 +80,29 @@ class Config:
         for name in ("seeds", "batch_size", "temperature", "student_width", "teacher_width", "calibration_images"):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name}: expected more than 0, received {getattr(self, name)}")
+        for who in ("student", "teacher"):
+            if is_file(getattr(self, who)) and getattr(self, f"{who}_width") != 1:
+                raise BadInput(f"--{who}_width: expected none beside a file, received {getattr(self, f'{who}_width')}; the file's network is as it is")
         self._check_phases()
         self.scheme()
 
     def _check_phases(self):
         needs_teacher = [mode for mode, _ in self.phases() if distiller.MODES[mode].teacher]
-        if self.teacher_weights and (self.teacher or self.teacher_epochs):
-            raise BadInput("--teacher_weights: expected alone, as the file is the whole teacher, received --teacher or --teacher_epochs beside it")
-        if needs_teacher and not (self.teacher or self.teacher_weights):
-            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, or --teacher_weights=FILE, received neither")
-        if (self.teacher or self.teacher_weights or self.compare) and not needs_teacher:
-            raise BadInput("--phase: expected one with a teacher beside --teacher, --teacher_weights or --compare, received none; leave those away")
+        if needs_teacher and not self.teacher:
+            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none; give a name or a file")
+        if (self.teacher or self.compare) and not needs_teacher:
+            raise BadInput("--phase: expected one with a teacher beside --teacher or --compare, received none; leave those away")
         learns = any(distiller.MODES[mode].teacher_learns for mode, _ in self.phases())
-        if self.teacher and not self.teacher_epochs and not learns:
-            raise BadInput("--teacher_epochs: expected more than 0, or --teacher_weights=FILE, received neither; an untrained teacher teaches nothing")
-        if self.start == "float" and not self.float_epochs:
+        if self.teacher and not is_file(self.teacher) and not self.teacher_epochs and not learns:
+            raise BadInput("--teacher_epochs: expected more than 0, or --teacher=FILE, received neither; an untrained teacher teaches nothing")
+        if self.from_float() and not self.float_epochs and not is_file(self.student):
             raise BadInput("--float_epochs: expected more than 0 with --start=float, received 0; the student has no trained float weights to start from")
-        if any(mode == "finetune" for mode, _ in self.phases()) and self.start != "float":
+        if any(mode == "finetune" for mode, _ in self.phases()) and not self.from_float():
             raise BadInput("--start: expected float for a phase 'finetune', received 'scratch'; Apprentice's scheme C starts from trained float weights")
+
+    def from_float(self):
+        """Whether the student starts from trained float weights."""
+        return self.start == "float" or (not self.start and is_file(self.student))
 
     def phases(self):
         """[(mode, epochs)]."""

@@ -172,8 +172,8 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self):
-        names = ["loss", "hard_loss"] + ["soft_loss"] * self.mode.teacher + ["teacher_loss"] * self.mode.teacher_learns + ["oscillating"] * (self.watch is not None)
-        metrics = [self._trackers[name] for name in names]
+        there = {"soft_loss": self.mode.teacher, "teacher_loss": self.mode.teacher_learns, "oscillating": self.watch is not None}
+        metrics = [tracker for name, tracker in self._trackers.items() if there.get(name, True)]
         return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
 
     def train_step(self, data):

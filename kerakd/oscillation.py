@@ -92,4 +92,4 @@ def check(student):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
     for kernel, quantizer, _ in kernels(student):
         if isinstance(quantizer, StandardizedKernel) or isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa):
-            raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name} of another form; use Interval, KBit or Ternary")
+            raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary")

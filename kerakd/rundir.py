@@ -4,11 +4,14 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
 
+import h5py
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
+from kerakd.keras3 import from_keras3
 from kerakd.wrapper import quantize_scope
 
 KEEP = 2  # checkpoints a stage
@@ -149,11 +152,28 @@ class RunDirectory:
 
 
 def load_model(path):
-    """A .keras or .h5 file as a tf_keras model, in safe mode. Raises: BadInput for a file that is missing or is no such model."""
+    """A .keras or .h5 file as a tf_keras model, in safe mode; one of Keras 3 is rebuilt.
+
+    Raises: BadInput for a file that is missing, is no such model, or has a layer that can't be rebuilt.
+    """
     if not pathlib.Path(path).is_file():
         raise BadInput(f"model: expected a .keras or .h5 file, received {path}, which is not there")
     try:
+        if _keras_version(path).startswith("3"):
+            return from_keras3(path)
         with quantize_scope():
             return keras.models.load_model(path, compile=False, safe_mode=True)
-    except (ValueError, OSError, TypeError, KeyError) as error:
+    except BadInput:
+        raise
+    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({str(error).splitlines()[0][:200]})") from error
+
+
+def _keras_version(path):
+    """The version of Keras that wrote a model file; "" where it does not say."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            return json.loads(archive.read("metadata.json")).get("keras_version", "") if "metadata.json" in archive.namelist() else ""
+    with h5py.File(path, "r") as file:
+        version = file.attrs.get("keras_version", "")
+        return version.decode() if isinstance(version, bytes) else version

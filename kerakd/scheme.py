@@ -27,7 +27,7 @@ TRANSPARENT = (  # layers whose output holds values of their input (and zeros), 
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
 FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
-EXACT = (L.Conv2D, L.DepthwiseConv2D, L.Dense, L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, *(L.Add, L.Multiply, L.Concatenate))
+EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,8 +262,9 @@ def quantize(model, scheme):
 
     The model is taken as `simplify` writes it: layers keep their names, an activation inside a layer gets one of its own.
     Kernels are quantized before BatchNorm, tensors after the ReLU, so that an integer convolution with its BatchNorm
-    and ReLU folded computes the same. An unsigned quantizer takes the place of the ReLU before it: its clip at 0 is one. The caller's model is not touched. Intervals of weights are set here from the
-    weights (their maximum); those of activations are NaN until `calibrate`.
+    and ReLU folded computes the same. An unsigned quantizer takes the place of the ReLU before it: its clip at 0 is one.
+    The caller's model is not touched. Intervals of weights are set here from the weights (their maximum); those of
+    activations are NaN until `calibrate`.
 
     Args:
         model: a functional or built Sequential tf_keras model, not yet quantized; nested models come out flat.

@@ -15,12 +15,13 @@ with quiet.native_chatter_off():
     from kerakd import batchnorm, data, evaluate, models, optimizers, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
+    from kerakd.config import is_file
     from kerakd.distiller import MODES, Distiller
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
-    from kerakd.rundir import RunDirectory, load_model
     from kerakd.rewrite import simplify
-    from kerakd.scheme import plan, quantize
+    from kerakd.rundir import RunDirectory, load_model
+    from kerakd.scheme import check_logits, plan, quantize
     from kerakd.tflite import settle
 
 
@@ -50,11 +51,19 @@ class Training:
             raise BadInput(f"--batch_size: expected at most {self.train.count}, the size of {self.train.name}, received {config.batch_size}")
         self.steps = self.train.count // config.batch_size
         plan(simplify(self.build(config.student, config.student_width))[0], config.scheme())  # what would fail in an hour fails now
-        if config.teacher_weights:
-            self.teacher()
+        if config.teacher:
+            self.build(config.teacher, config.teacher_width)
 
-    def build(self, name, width):
-        return models.build(name, self.shape, self.train.classes, width)
+    def build(self, name, width, fresh=False):
+        """The float network of a name or a file, for the dataset's images and classes; a file's has its weights, unless it is to be fresh."""
+        if not is_file(name):
+            return models.build(name, self.shape, self.train.classes, width)
+        model = load_model(name)
+        expected, received = (self.shape, self.train.classes), (tuple(model.input_shape[1:]), model.output_shape[-1])
+        if received != expected:
+            raise BadInput(f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}")
+        check_logits(model, name)
+        return keras.models.clone_model(model) if fresh else model
 
     def stages(self):
         """The stages that the configuration asks for, in order."""
@@ -74,8 +83,8 @@ class Training:
 
     def student(self):
         """A fresh quantized student with calibrated intervals."""
-        net = self.build(self.config.student, self.config.student_width)
-        if self.config.start == "float":
+        net = self.build(self.config.student, self.config.student_width, fresh=not self.config.from_float())
+        if self.config.float_epochs and self.config.from_float():
             net.set_weights(self.directory.load_model("float").get_weights())
         student = quantize(net, self.config.scheme())
         batch = min(self.config.calibration_images, self.train.count)
@@ -85,12 +94,6 @@ class Training:
 
     def teacher(self):
         """The trained teacher, or a fresh one where it learns from scratch beside the student; None without one."""
-        if self.config.teacher_weights:
-            teacher, expected = load_model(self.config.teacher_weights), (self.shape, self.train.classes)
-            received = tuple(teacher.input_shape[1:]), teacher.output_shape[-1]
-            if received != expected:
-                raise BadInput(f"--teacher_weights: expected images {expected[0]} and {expected[1]} classes, received {received[0]} and {received[1]}")
-            return teacher
         if not self.config.teacher:
             return None
         if self.directory.has_model("teacher"):
@@ -152,8 +155,9 @@ class Training:
             objects["teacher"] = teacher
         done = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
-        if quantized and not done and c.start == "float":
-            print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training")
+        if quantized and not done and c.from_float():
+            net = self.directory.load_model("float") if c.float_epochs else self.build(c.student, c.student_width)
+            print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training; float {self.accuracy(net):.4f}")
         ended = 0
         for mode, epochs in stage.phases:
             first, ended = max(done, ended), ended + epochs
@@ -193,8 +197,10 @@ class Training:
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
         results = {stage.name: self.accuracy(self.directory.load_model(stage.name)) for stage in stages}
-        if self.config.teacher_weights:
+        if is_file(self.config.teacher) and not self.config.teacher_epochs:
             results = {"teacher": self.accuracy(self.teacher()), **results}
+        if is_file(self.config.student) and self.config.from_float() and not self.config.float_epochs:
+            results = {"float": self.accuracy(self.build(self.config.student, 1.0)), **results}
         report.curves(self.directory.metrics(), self.directory.path / "curves.png")
         self.directory.save_results(results)
         return results

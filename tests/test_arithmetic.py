@@ -272,12 +272,20 @@ def test_sigmoid_is_known_for_every_code(seed):
     np.testing.assert_array_equal(run_sigmoid(x_q), arithmetic.sigmoid_xnnpack(CODES, x_q))
 
 
+@pytest.mark.parametrize("code", [3, 17, 101])
+def test_a_sigmoid_next_to_a_tie_shows_the_order_of_its_roundings(code):
+    for answer in np.delete(np.arange(0.5, 255), 127):
+        scale = np.float32(abs(np.log(answer / (256 - answer)) / code))  # puts `code` or its negative half-way between two answers
+        for s in (scale, *np.nextafter(scale, np.float32([0, np.inf]))):
+            np.testing.assert_array_equal(run_sigmoid((s, 0)), arithmetic.sigmoid_xnnpack(CODES, (s, 0)), err_msg=repr((s, answer)))
+
+
 @pytest.mark.parametrize("zero", [-128, 0, 127])
-@pytest.mark.parametrize("scale", [2.0**-8, 0.03, 6 / 127, 0.5, 100.0])
-def test_a_sigmoids_answers_are_halves_of_256_and_saturate_at_one_less(scale, zero):
-    y = run_sigmoid((scale, zero))
-    np.testing.assert_array_equal(y, arithmetic.sigmoid_xnnpack(CODES, (scale, zero)))
-    assert y[128 + zero] == 0 and y.min() >= -128 and (zero > -128 or scale < 1 or y.max() == 127)
+@pytest.mark.parametrize("scale", [0.03, 0.5, 100.0, 1e30])
+def test_a_sigmoid_is_a_half_at_the_zero_point_and_saturates_without_a_warning(scale, zero):
+    y = arithmetic.sigmoid_xnnpack(CODES, (scale, zero))
+    np.testing.assert_array_equal(run_sigmoid((scale, zero)), y)
+    assert y[zero + 128] == 0 and (np.diff(y.astype(int)) >= 0).all() and (scale < 1 or set(y) <= {-128, 0, 127})
 
 
 def test_clamp_saturates_instead_of_wrapping():

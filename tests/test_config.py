@@ -74,7 +74,7 @@ def test_the_scheme_is_what_the_flags_say():
         ({"phase": ("trained_teacher:3",), "teacher": "resnet8"}, "--teacher_epochs: expected more than 0.*untrained teacher"),
         ({"compare": True}, "--phase: expected one with a teacher"),
         ({"teacher": "resnet8", "teacher_epochs": 1}, "--phase: expected one with a teacher"),
-        ({**TAUGHT, "teacher_weights": "x.keras"}, "--teacher_weights: expected alone"),
+        ({**TAUGHT, "teacher": "x.keras", "teacher_width": 2.0}, "--teacher_width: expected none beside a file"),
         ({"phase": ("alone:²",)}, "--phase: expected MODE:EPOCHS"),
         ({"start": "float"}, "--float_epochs: expected more than 0"),
         ({**TAUGHT, "phase": ("finetune:3",)}, "--start: expected float"),

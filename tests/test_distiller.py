@@ -291,7 +291,7 @@ def test_without_its_own_optimizer_an_interval_moves_with_the_weights():
 def test_a_student_without_calibrated_intervals_is_refused_and_not_moved():
     student, images = quantized()
     model, before = taught("alone", student), state(student)
-    with pytest.raises(BadInput, match=r"student: .*received none for image_out, relu_out, c2_out, logits_out; call kerakd.calibrate"):
+    with pytest.raises(BadInput, match=r"student: .*received none for image_out, relu_out, c2_relu_out, logits_out; call kerakd.calibrate"):
         model.fit(images, Y[:8], verbose=0)
     assert state(student) == before
 

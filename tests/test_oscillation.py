@@ -94,7 +94,7 @@ def test_dampening_is_the_papers_and_pulls_at_the_kernels_alone():
         loss = oscillation.dampening(made)
     moved = {variable.name: gradient for variable, gradient in zip(made.trainable_variables, tape.gradient(loss, made.trainable_variables), strict=True)}
     expected = 0.0
-    for kernel, quantizer, variables in oscillation.kernels(made):
+    for kernel, _, variables in oscillation.kernels(made):
         w, interval = kernel.numpy(), float(variables["interval"])
         quantized = interval / 3 * np.rint(np.clip(w * 3 / interval, -3, 3))
         expected += ((quantized - np.clip(w, -interval, interval)) ** 2).sum()

@@ -15,6 +15,7 @@ from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
 IMAGE, ROW, VECTOR = (6, 6, 4), (9, 4), (4,)
+TABLE = np.arange(16, dtype=np.float32).reshape(4, 4)
 
 
 def draw(shape, seed=0):
@@ -22,58 +23,267 @@ def draw(shape, seed=0):
     return np.random.default_rng(seed).normal(size=(3, *shape), scale=5).astype(np.float32)
 
 
-def dense_of(activation):
-    return lambda x: L.Dense(4, activation=activation)(x)
-
-
 def hard_sigmoid(x):
-    """As in tf_keras.applications' MobileNetV3."""
+    """As tf_keras.applications' MobileNetV3 writes it."""
     return L.ReLU(6.0)(x + 3.0) * (1.0 / 6.0)
 
 
-def norm_after(**kwargs):
+def branch(x, units=4, **kwargs):
+    return L.Dense(units, **kwargs)(x)
+
+
+def normalization(x, **kwargs):
+    layer = L.Normalization(**kwargs)
+    layer.adapt(draw(x.shape[1:], seed=1) + 2)
+    return layer(x)
+
+
+def convolution_1d(**kwargs):
     return lambda x: L.ReLU()(L.BatchNormalization()(L.Conv1D(8, 3, **kwargs)(x)))
 
 
-def adapted(x):
-    norm = L.Normalization()
-    norm.adapt(draw(x.shape[1:], seed=1))
-    return L.Rescaling([1.0, 2.0, -3.0, 0.5], [0.0, 1.0, 2.0, 3.0])(norm(x))
-
-
-def nested(x):
-    inner = keras.Sequential([keras.Input(VECTOR), L.Dense(4, "relu", name="same"), L.Dense(4, name="other")], name="inner")
-    return L.Dense(4, "swish", name="same")(inner(L.Dense(4, name="other")(x)))
-
-
-def nested_twice(x):
-    inner = keras.Sequential([keras.Input(VECTOR), L.Dense(4, "relu"), L.Rescaling(2.0)])
-    return inner(inner(x) - 3.0)
-
-
-def shared(x):
-    twice = L.Dense(4, activation="hard_sigmoid")
-    return twice(twice(x))
-
-
-def shared_row(x):
-    twice = L.Conv1D(4, 3, padding="same", activation="relu")
-    return twice(twice(x))
-
-
-def row_read_twice(x):
+def row_with_two_readers(x):
     y = L.Conv1D(4, 3, padding="same")(x)
     return L.Add()([L.ReLU()(L.BatchNormalization()(y)), L.MaxPooling1D(3, 1, padding="same")(y)])
 
 
-LINE = {"Rescaling": 1}
-HARD_SIGMOID = {"Rescaling": 1, "ReLU": 1}
+def relu_with_two_readers(x):
+    y = tf.nn.relu(x)
+    return L.Add()([y * 0.5, y])
+
+
+def called_twice(layer):
+    def body(x):
+        one = layer()
+        return one(one(x))
+
+    return body
+
+
+def nested(x):
+    """A model called twice inside a model, its layers named as those outside."""
+    inner = keras.Sequential([keras.Input(VECTOR), L.Dense(4, "relu", name="same"), L.Dense(4, name="other"), L.Rescaling(2.0)], name="inner")
+    return L.Dense(4, "swish", name="same")(inner(inner(L.Dense(4, name="other")(x)) - 3.0))
+
+
+def each_activation(kind, make, left=()):
+    """The rows of CASES for `make(activation)`, a layer, and what is left of it besides the activation."""
+    wanted = {
+        "relu": {"ReLU": 1},
+        tf.nn.relu6: {"ReLU": 1},
+        "swish": {"Activation": 1, "Multiply": 1},
+        "sigmoid": {"Activation": 1},
+        keras.activations.hard_sigmoid: {"Rescaling": 1, "ReLU": 1},
+        "tanh": {"Activation": 1},
+    }
+    return {f"{kind} {getattr(act, '__name__', act)}": (IMAGE, lambda x, act=act: make(act)(x), {**dict(left), **kinds}) for act, kinds in wanted.items()}
+
+
+LINE, KEPT = {"Rescaling": 1}, {"TFOpLambda": 1}
+HARD_SWISH = {"Rescaling": 1, "ReLU": 1, "Multiply": 1}
 ROWS = {"Reshape": 2, "Conv2D": 1}  # a Conv1D as an image of height 1, and the way back
-CASES = {  # what is called on an input of which shape, and how many layers of which kind are left
+CASES = {  # what is called on inputs of which shape, and how many layers of which kind are left
+    **each_activation("Activation", L.Activation),
+    **each_activation("Conv2D", lambda act: L.Conv2D(4, 3, activation=act), {"Conv2D": 1}),
+    **each_activation("DepthwiseConv2D", lambda act: L.DepthwiseConv2D(3, activation=act), {"DepthwiseConv2D": 1}),
+    **each_activation("Dense", lambda act: L.Dense(4, activation=act), {"Dense": 1}),
+    "linear": (VECTOR, lambda x: L.Activation("linear")(branch(x)), {"Dense": 1}),
+    "leaky ReLU": (VECTOR, lambda x: L.ReLU(negative_slope=0.1)(x), {"ReLU": 1}),
+    "ReLU past a threshold": (VECTOR, lambda x: L.ReLU(threshold=0.5)(x), {"ReLU": 1}),
+    # operators
+    "hard swish of operators": (IMAGE, lambda x: x * (tf.nn.relu6(x + 3.0) * (1 / 6.0)), HARD_SWISH),
+    "hard swish from left to right": (IMAGE, lambda x: x * tf.nn.relu6(x + 3.0) * (1 / 6.0), {**HARD_SWISH, "Rescaling": 2}),
+    "hard swish of MobileNetV3": (IMAGE, lambda x: L.Multiply()([x, hard_sigmoid(x)]), HARD_SWISH),
+    "swish of operators": (IMAGE, lambda x: tf.nn.sigmoid(x) * x, {"Activation": 1, "Multiply": 1}),
+    "swish": (IMAGE, lambda x: tf.nn.silu(x), {"Activation": 1, "Multiply": 1}),
+    "steep swish": (IMAGE, lambda x: tf.nn.silu(x, 2.0), KEPT),
+    "x + y": (IMAGE, lambda x: x + branch(x), {"Dense": 1, "Add": 1}),
+    "x + x / 2": (IMAGE, lambda x: x + x * 0.5, {"Rescaling": 1, "Add": 1}),
+    "x * y": (IMAGE, lambda x: x * branch(x), {"Dense": 1, "Multiply": 1}),
+    "x - y": (IMAGE, lambda x: x - branch(x), {"Dense": 1, **KEPT}),
+    "x / y": (IMAGE, lambda x: x / (branch(x, activation="softplus") + 1.0), {"Dense": 1, "Activation": 1, **LINE, **KEPT}),
+    "x + 2": (IMAGE, lambda x: x + 2.0, LINE),
+    "2 + x": (IMAGE, lambda x: 2.0 + x, LINE),
+    "x * 0.5": (IMAGE, lambda x: x * 0.5, LINE),
+    "x - 0.1": (IMAGE, lambda x: x - 0.1, LINE),
+    "x / 2": (IMAGE, lambda x: x / 2.0, LINE),
+    "2 - x": (IMAGE, lambda x: 2.0 - x, KEPT),
+    "2 / x": (IMAGE, lambda x: 2.0 / x, KEPT),
+    "x * 0.5 - 1 of a ReLU": (IMAGE, lambda x: tf.nn.relu(x) * 0.5 - 1.0, {"Rescaling": 2, "ReLU": 1}),
+    "x + channels": (IMAGE, lambda x: x + TABLE[0], LINE),
+    "x * channels": (IMAGE, lambda x: x * tf.constant(TABLE[1]), LINE),
+    "x + table": ((4, 4), lambda x: x + TABLE, KEPT),
+    "x + column": ((4, 4), lambda x: x + TABLE[:, :1], None),
+    "x + constant of higher rank": (VECTOR, lambda x: x + TABLE[None, :1], None),
+    "x + y of lower rank": (IMAGE, lambda x: x + branch(tf.reduce_mean(x, [0, 1])), {"Dense": 1, "TFOpLambda": 2}),
+    "x + y of one pixel": (IMAGE, lambda x: x + L.GlobalAveragePooling2D(keepdims=True)(x), {"GlobalAveragePooling2D": 1, "Reshape": 1, "Add": 1}),
+    "x + y of one channel": (IMAGE, lambda x: x + branch(x, 1), {"Dense": 1, "Add": 1}),
+    "mean": (IMAGE, lambda x: tf.reduce_mean(x, [1, 2]), {"GlobalAveragePooling2D": 1}),
+    "mean with keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=(2, -3), keepdims=True), {"GlobalAveragePooling2D": 1, "Reshape": 1}),
+    "mean without keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=False), {"GlobalAveragePooling2D": 1}),
+    "mean of channels": (IMAGE, lambda x: tf.reduce_mean(x, 3), KEPT),
+    "mean of rows": ((6, 6), lambda x: tf.reduce_mean(x, [1, 2]), KEPT),
+    "mean of all": (IMAGE, lambda x: tf.reduce_mean(x), KEPT),
+    # layers
+    "Add of three": (IMAGE, lambda x: L.Add()([x, branch(x), branch(x)]), {"Dense": 2, "Add": 2}),
+    "Multiply of three": (IMAGE, lambda x: L.Multiply()([x, branch(x), branch(x)]), {"Dense": 2, "Multiply": 2}),
+    "pooling with keepdims": (IMAGE, lambda x: L.GlobalAveragePooling2D(keepdims=True)(x), {"GlobalAveragePooling2D": 1, "Reshape": 1}),
+    "Rescaling of Rescaling": (IMAGE, lambda x: L.Rescaling([1.0, 2.0, 3.0, 4.0], 1.0)(L.Rescaling(0.5, 2.0)(x)), LINE),
+    "Normalization": (IMAGE, lambda x: L.Rescaling(TABLE[0].tolist(), TABLE[1].tolist())(normalization(x)), LINE),
+    "Normalization of all": (IMAGE, lambda x: normalization(x, axis=None), LINE),
+    "Normalization of rows": (IMAGE, lambda x: normalization(x, axis=1), {"Normalization": 1}),
+    "Rescaling of a ReLU": (IMAGE, lambda x: L.Rescaling(2.0)(L.ReLU(3.0)(x)), {"Rescaling": 1, "ReLU": 1}),
+    "Rescaling of a ReLU with offset": (IMAGE, lambda x: L.Rescaling(2.0, -1.0)(L.ReLU()(x)), {"Rescaling": 1, "ReLU": 1}),
+    "negative Rescaling of a ReLU": (IMAGE, lambda x: L.Rescaling(-2.0)(L.ReLU()(x)), {"Rescaling": 1, "ReLU": 1}),
+    "Rescaling of one reader of a ReLU": (IMAGE, relu_with_two_readers, {"Rescaling": 1, "ReLU": 2, "Add": 1}),
     **{
-        f"{kind.__name__} {getattr(act, '__name__', act)}": (IMAGE, lambda x, kind=kind, act=act: kind(4, 3, activation=act)(x), {kind.__name__: 1, **left})
-        for kind in (L.Conv2D, lambda _, size, **kw: L.DepthwiseConv2D(size, **kw))
-        for act, left in ()
+        f"Conv1D {kwargs}": (ROW, convolution_1d(**kwargs), {**ROWS, "BatchNormalization": 1, "ReLU": 1})
+        for kwargs in ({}, {"strides": 2}, {"dilation_rate": 2}, {"groups": 2}, {"padding": "same"}, {"padding": "same", "strides": 2})
     },
-    "subtraction": (VECTOR, lambda x: x - L.Dense(4)(x), {"Dense": 1, "TFOpLambda": 1}),
+    "Conv1D with swish": (ROW, lambda x: L.Conv1D(8, 3, activation="swish")(x), {**ROWS, "Activation": 1, "Multiply": 1}),
+    "Conv1D with tanh": (ROW, lambda x: L.Conv1D(8, 3, activation="tanh")(x), {**ROWS, "Activation": 1}),
+    "causal Conv1D": (ROW, lambda x: L.Conv1D(8, 3, padding="causal", activation="relu")(x), {"Conv1D": 1, "ReLU": 1}),
+    "Conv1D with two readers": (ROW, row_with_two_readers, {"Reshape": 3, "Conv2D": 1, "BatchNormalization": 1, "ReLU": 1, "MaxPooling1D": 1, "Add": 1}),
+    # graphs
+    "nested models": (VECTOR, nested, {"Dense": 4, "ReLU": 2, "Rescaling": 2, "Activation": 1, "Multiply": 1}),
+    "shared Dense": (VECTOR, called_twice(lambda: L.Dense(4, "hard_sigmoid")), {"Dense": 1, "Rescaling": 2, "ReLU": 2}),
+    "shared Conv1D": (ROW, called_twice(lambda: L.Conv1D(4, 3, padding="same", activation="relu")), {"Reshape": 2, "Conv2D": 1, "ReLU": 2}),
 }
+every_case = pytest.mark.parametrize("name", CASES)
+
+
+def spread(model, seed=3):
+    """`model` with weights that no two layers share, those of Normalizations as they are."""
+    rng = np.random.default_rng(seed)
+    for layer in model._flatten_layers(include_self=False):
+        if not isinstance(layer, (keras.Model, L.Normalization)):
+            for weight in layer.weights:
+                weight.assign(rng.uniform(0.5, 2, weight.shape) if "variance" in weight.name else rng.normal(0, 0.6, weight.shape))
+    return model
+
+
+def made(name):
+    shape, body, _ = CASES[name]
+    inputs = keras.Input(shape)
+    return spread(keras.Model(inputs, body(inputs)))
+
+
+def copied(model):
+    """The simple copy with the model's weights, given as `quantize` gives them."""
+    copy, sources = simplify(model)
+    for name, source in sources.items():
+        layer = copy.get_layer(name)
+        layer.set_weights([np.reshape(value, weight.shape) for value, weight in zip(source.get_weights(), layer.weights, strict=True)])
+    return copy
+
+
+def kinds(model):
+    return dict(collections.Counter(type(layer).__name__ for layer in model.layers if not isinstance(layer, L.InputLayer)))
+
+
+def assert_same(copy, model, images):
+    for got, wanted in zip(tf.nest.flatten(copy(images)), tf.nest.flatten(model(images)), strict=True):
+        assert got.shape == wanted.shape
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5 * np.abs(wanted).max())
+
+
+@every_case
+def test_the_copy_computes_what_the_model_does(name):
+    model = made(name)
+    assert_same(copied(model), model, draw(CASES[name][0]))
+
+
+@every_case
+def test_these_kinds_of_layers_are_left_under_names_of_their_own(name):
+    model = made(name)
+    copy, _ = simplify(model)
+    if CASES[name][2] is not None:  # else whatever is right
+        assert kinds(copy) == CASES[name][2]
+    for layer in copy.layers:
+        assert isinstance(layer, L.Activation) or getattr(layer, "activation", keras.activations.linear) is keras.activations.linear
+    names = [layer.name for layer in copy.layers]
+    assert len(set(names)) == len(names)
+    assert [ref.node.layer.name for ref in copy.inputs] == [ref.node.layer.name for ref in model.inputs]
+
+
+@every_case
+def test_sources_name_the_layer_that_each_weight_is_from(name):
+    model = made(name)
+    copy, sources = simplify(model)
+    weighted = {layer.name: [w.shape.num_elements() for w in layer.weights] for layer in copy.layers if layer.weights}
+    assert {key: [w.shape.num_elements() for w in sources[key].weights] for key in weighted} == weighted
+    plain = [layer for layer in model._flatten_layers(include_self=False) if layer.weights and not isinstance(layer, (keras.Model, L.Normalization))]
+    assert sorted(id(source) for key, source in sources.items() if key in weighted and not isinstance(source, L.Normalization)) == sorted(map(id, plain))
+
+
+@every_case
+def test_the_callers_model_is_not_touched(name):
+    model = made(name)
+    layers = list(model._flatten_layers())
+
+    def state():
+        nodes = [(id(layer), len(layer._inbound_nodes), len(layer._outbound_nodes)) for layer in layers]
+        return model.get_config(), nodes, [weight.tobytes() for weight in model.get_weights()]
+
+    before = state()
+    copy = copied(model)
+    copy.set_weights([0 * weight for weight in copy.get_weights()])
+    assert state() == before and not {id(layer) for layer in copy.layers} & {id(layer) for layer in layers}
+
+
+def test_a_hard_sigmoids_bound_goes_to_1_and_its_line_before_it():
+    copy, _ = simplify(made("hard swish of MobileNetV3"))
+    (line,) = (layer for layer in copy.layers if isinstance(layer, L.Rescaling))
+    (relu,) = (layer for layer in copy.layers if isinstance(layer, L.ReLU))
+    assert (line.scale, line.offset, float(relu.max_value)) == (pytest.approx(1 / 6), pytest.approx(0.5), pytest.approx(1.0))
+    assert relu.input is line.output
+
+
+@pytest.mark.parametrize("name", ["Rescaling of a ReLU with offset", "negative Rescaling of a ReLU"])
+def test_a_rescaling_that_moves_zero_or_turns_the_sign_stays_behind_the_relu(name):
+    assert isinstance(simplify(made(name))[0].layers[-1], L.Rescaling)
+
+
+def test_several_inputs_and_outputs_keep_their_structure():
+    a, b = keras.Input(VECTOR, name="a"), keras.Input(VECTOR, name="b")
+    outputs = {"sum": a + b * 0.5, "gate": L.Dense(4, "swish")(b), "rest": [2.0 - a, L.Dense(3, "relu")(a)]}
+    model = spread(keras.Model({"left": a, "right": b}, outputs))
+    images = {"left": draw(VECTOR), "right": draw(VECTOR, seed=1)}
+    tf.nest.assert_same_structure(copied(model)(images), model(images))
+    assert_same(copied(model), model, images)
+
+
+def test_names_that_clash_get_a_number_and_the_first_keeps_its_own():
+    copy, sources = simplify(made("nested models"))
+    assert {name for name in sources if copy.get_layer(name).weights} == {"other", "same", "other_2", "same_2"}
+    assert sources["other"].name == sources["other_2"].name == "other" and sources["other"] is not sources["other_2"]
+
+
+# ---- The grid of a sigmoid -----------------------------------------------------------------------------------------------------------------------
+
+
+def sigmoid_student():
+    x = keras.Input(VECTOR)
+    gate = L.Dense(4, activation="sigmoid", name="gate")(x)
+    student = quantize(keras.Model(x, L.Dense(3)(L.Multiply()([x, gate]))), Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, draw(VECTOR))
+    return student
+
+
+def test_a_sigmoid_has_the_grid_of_the_integer_runtimes_and_keeps_it_through_a_file(tmp_path):
+    student = sigmoid_student()
+    student.save(tmp_path / "student.keras")
+    with kerakd.quantize_scope():
+        again = keras.models.load_model(tmp_path / "student.keras")
+    for model in (student, again):
+        layer = model.get_layer("gate_sigmoid_out")
+        assert isinstance(layer, QuantizedActivation) and layer.relu is False
+        assert layer.quantizer == Sigmoid() and layer.quantizer.levels() == (0, 255) and not layer.weights
+        assert float(layer.step_size) == 1 / 256
+    np.testing.assert_array_equal(again(draw(VECTOR)), student(draw(VECTOR)))
+
+
+def test_a_sigmoids_grid_is_0_to_255_of_256():
+    x = tf.constant([-1.0, 0.0, 0.4 / 256, 0.6 / 256, 0.5, 254.4 / 256, 254.6 / 256, 1.0])
+    np.testing.assert_array_equal(Sigmoid().quantize(x, {}) * 256, [0, 0, 0, 1, 128, 254, 255, 255])
+    np.testing.assert_array_equal(Sigmoid().codes(x, {}), [0, 0, 0, 1, 128, 254, 255, 255])

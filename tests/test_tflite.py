@@ -11,6 +11,7 @@ import kerakd
 from kerakd import BadInput, Interval, KBit, Scheme, Ternary
 from kerakd.tflite import arithmetic, flatfile, reference, runtime, settle, snap, to_tflite, unpack, verify
 from kerakd.tflite import fold as folding
+from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
 SHAPE = (8, 8, 1)
@@ -577,17 +578,10 @@ def test_kernels_that_share_a_constant_in_the_file_are_packed_both():
     assert_exact(student, unpack(small), noise())
 
 
-def one_dimensional():
-    net = keras.Sequential([keras.Input((8, 2)), L.Conv1D(3, 3), L.Flatten(), L.Dense(2)])
+def causal():
+    net = keras.Sequential([keras.Input((8, 2)), L.Conv1D(3, 3, padding="causal"), L.Flatten(), L.Dense(2)])
     student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
     kerakd.calibrate(student, noise(8, (8, 2)))
-    return student
-
-
-def gated():
-    net = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3, activation="swish", name="gated"), L.Flatten(), L.Dense(2)])
-    student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
-    kerakd.calibrate(student, noise(8))
     return student
 
 
@@ -601,8 +595,7 @@ def two_headed():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (one_dimensional, "received 'conv1d.*a Conv1D; write it as Conv2D"),
-        (gated, "expected 'gated' with no activation or ReLU, received swish"),
+        (causal, "received 'conv1d.*a causal Conv1D; put a ZeroPadding1D before it"),
         (two_headed, "received 1 and 2"),
     ],
 )
@@ -623,3 +616,119 @@ def test_integer_inputs_are_refused():
     net = keras.Sequential([keras.Input((4,), dtype="uint8"), L.Rescaling(1 / 255), L.Dense(2)])
     with pytest.raises(BadInput, match="expected float inputs, received uint8"):
         kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
+
+
+# Activations, gates, rescalings and rows, which are rewritten before they are quantized
+
+
+def headed(body, shape=SHAPE):
+    """A net maker: `body` between a first convolution (a dense layer for vectors) and the logits."""
+
+    def make():
+        inputs = keras.Input(shape)
+        x = conv(inputs, 4, "first") if len(shape) == 3 else L.Dense(8, activation="relu", name="first")(inputs)
+        return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(body(x))))
+
+    return make
+
+
+def hard_swish(x):
+    return x * (tf.nn.relu6(x + 3.0) * (1 / 6.0))
+
+
+def squeeze_excite(gate):
+    def body(x):
+        pooled = L.GlobalAveragePooling2D(keepdims=True)(x)
+        weight = L.Conv2D(4, 1, activation=gate, name="gate")(L.Conv2D(3, 1, activation="relu", name="squeeze")(pooled))
+        return conv(L.Multiply(name="excite")([x, weight]), 3, "last", stride=2)
+
+    return body
+
+
+def from_pixels():
+    inputs = keras.Input(SHAPE)
+    x = conv(L.Rescaling(1 / 127.5, -1.0, name="scaled")(inputs), 4, "first")
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(conv(x, 4, "middle", stride=2))))
+
+
+def rows_net():
+    inputs = keras.Input((12, 2))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv1D(4, 3, use_bias=False, name="first")(inputs)))
+    x = L.ReLU()(L.BatchNormalization()(L.Conv1D(5, 3, 2, padding="same", name="middle")(x)))
+    x = L.Conv1D(4, 2, activation="relu", name="last")(x)
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
+def dense_norm(x):
+    return L.ReLU()(L.BatchNormalization()(L.Dense(8, name="middle")(x)))
+
+
+REWRITTEN = {
+    "swish": headed(lambda x: L.Conv2D(4, 3, activation="swish", name="middle")(x)),
+    "hard swish": headed(lambda x: hard_swish(L.Conv2D(4, 3, name="middle")(x))),
+    "sigmoid gate": headed(squeeze_excite("sigmoid")),
+    "hard sigmoid gate": headed(squeeze_excite("hard_sigmoid")),
+    "pixels": from_pixels,
+    "Conv1D": rows_net,
+    "scaled addition": headed(lambda x: (lambda y: y + y * 0.5)(L.Conv2D(4, 3, name="middle")(x))),
+    "Dense and BatchNorm": headed(dense_norm, (6,)),
+    "Dense and Rescaling": headed(lambda x: L.Rescaling([0.5, -2.0] * 4, 0.1)(L.Dense(8, name="middle")(x)), (6,)),
+    "Dense and hard swish": headed(lambda x: hard_swish(L.Dense(8, name="middle")(x)), (6,)),
+}
+
+
+@pytest.mark.parametrize("scheme", PACKED)
+@pytest.mark.parametrize("name", REWRITTEN)
+def test_a_rewritten_net_is_exact(name, scheme):
+    student = made_student(REWRITTEN[name], SCHEMES[scheme])
+    images = noise(100, student.input_shape[1:])
+    if name == "pixels":
+        images = 127.5 + 60 * images
+        kerakd.calibrate(student, images)
+        assert next(layer for layer in student.layers if isinstance(layer, QuantizedActivation)).quantizer.levels() == (0, 255)
+    data = to_tflite(student)
+    assert assert_exact(student, data, images).not_delegated == []
+    assert np.ptp(runtime.run(data, images), axis=0).min() > 0
+
+
+# What stays float
+
+
+def drawn():
+    """Arguments of a normalization whose gamma and beta say something."""
+    return {"gamma_initializer": keras.initializers.RandomUniform(0.5, 2, seed=1), "beta_initializer": keras.initializers.RandomNormal(0, 0.5, seed=2)}
+
+
+FLOATING = {
+    "LayerNormalization": headed(lambda x: conv(L.LayerNormalization(name="float_one", **drawn())(x), 4, "last", stride=2)),
+    "GroupNormalization": headed(lambda x: conv(L.GroupNormalization(2, name="float_one", **drawn())(x), 4, "last", stride=2)),
+}
+
+
+def means_of_codes(data):
+    """The MEAN operators of the file that read integers."""
+    model = flatfile.read(data)
+    operators, tensors = model.subgraphs[0].operators, model.subgraphs[0].tensors
+    return [op for op in operators if flatfile.op_name(model, op) == "MEAN" and flatfile.TYPES[tensors[op.inputs[0]].type] != "FLOAT32"]
+
+
+@pytest.mark.parametrize("scheme", PACKED)
+@pytest.mark.parametrize("name", FLOATING)
+def test_a_normalization_stays_float_and_all_but_a_few_logits_are_the_snapped_students(name, scheme, capsys):
+    student = made_student(FLOATING[name], SCHEMES[scheme])
+    (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("kerakd:"))
+    assert line.endswith("float in it: float_one")
+    data = to_tflite(student)
+    counted = flatfile.census(data)
+    assert {"RSQRT", "SUM"} <= counted["operators"].keys() and counted["float_tensors"] and not means_of_codes(data)
+    assert counted["weights"] == {"INT8": 3}
+    apart = np.abs(codes_apart(student, data, noise()))
+    assert np.mean(apart == 0) >= 0.98 and apart.max() <= 1
+
+
+@pytest.mark.parametrize("interval", [0.0, -1.0])
+def test_an_interval_that_collapsed_is_refused(interval):
+    student = made_student(plain_net, SCHEMES["W4A4"])
+    student.get_layer("relu_out").quantizer_variables["interval"].assign(interval)
+    with pytest.raises(BadInput, match=f"received {interval:.2g} in 'relu_out'; the training diverged"):
+        to_tflite(student)

@@ -79,6 +79,19 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
     assert_same_run(complete_run, directory)
 
 
+def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_bits(complete_run, tmp_path, data_dir):
+    models = complete_run / "models"
+    data = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'own'}"]
+    nets = [f"--student={models / 'float.keras'}", f"--teacher={models / 'teacher.keras'}", "--weights=interval:3", "--activations=interval:4"]
+    medicine = ["--phase=trained_teacher:1", "--dampening=0.1", "--freeze=0.01", "--watch", "--batchnorm_batches=2"]
+    status, out, err = run_program("kerakd.train", *data, *nets, *medicine)
+    assert status == 0, out + err
+    results, before = RunDirectory(tmp_path / "own").results(), RunDirectory(complete_run).results()
+    assert (results["float"], results["teacher"]) == (before["float"], before["teacher"])
+    assert f"after calibration, before training; float {before['float']:.4f}" in out
+    assert 0 <= RunDirectory(tmp_path / "own").metrics()[-1]["oscillating"] <= 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -88,7 +101,7 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
         ([*SMALL_RUN], "--workdir: expected a directory, received none"),
         ([*SMALL_RUN, "--dataset=no_such_set", "--workdir=NEW"], "dataset: expected digits or a TFDS name"),
         ([*SMALL_RUN, "--batch_size=2000", "--workdir=NEW"], "--batch_size: expected at most 1437"),
-        ([*SMALL_RUN, "--teacher=", "--teacher_epochs=0", "--teacher_weights=nowhere.keras", "--workdir=NEW"], "which is not there"),
+        ([*SMALL_RUN, "--teacher_epochs=0", "--teacher_width=1", "--teacher=nowhere.keras", "--workdir=NEW"], "which is not there"),
         ([*SMALL_RUN, "--override=nothing=interval:4/interval:4", "--workdir=NEW"], "expected a pattern that matches a layer"),
     ],
 )
