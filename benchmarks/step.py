@@ -1,6 +1,6 @@
 """Milliseconds of a training step: float, tfmot's 8-bit QAT, kerakd W4A4 and ternary-A8, side by side.
 
-    python benchmarks/step.py [--net=resnet20|mobilenet_v2] [--repeats=9] [--json=FILE]
+    python -m benchmarks.step [--net=resnet20|mobilenet_v2] [--precision=float32|mixed_bfloat16] [--repeats=9] [--json=FILE]
 
 Each variant takes a few steps in turn, round after round; the medians count, so a machine whose speed drifts is fair to all.
 """
@@ -47,46 +47,61 @@ def variants(net, images):
         kerakd.calibrate(made, images[:32])
         return made
 
-    return {
+    found = {
         "float": net,
         "tfmot W8A8": lambda: tfmot.quantization.keras.quantize_model(net()),
         "kerakd W4A4": lambda: student(kerakd.Interval(4), kerakd.Interval(4)),
         "kerakd ternary-A8": lambda: student(kerakd.Ternary(), kerakd.Interval(8)),
     }
+    if keras.mixed_precision.global_policy().name != "float32":
+        del found["tfmot W8A8"]  # it refuses other policies
+    return found
 
 
-def measure(name, repeats):
-    """{figure: number} of one network."""
+def all_steps(name, precisions):
+    """{(precision, variant): compiled step}."""
     batch, side, classes = CASES[name]
     random = np.random.default_rng(0)
     images = tf.constant(random.normal(size=(batch, side, side, 3)), tf.float32)
     labels = tf.constant(random.integers(0, classes, batch))
-    steps = {key: step_function(make(), images, labels) for key, make in variants(lambda: models.build(name, (side, side, 3), classes), images).items()}
+    steps = {}
+    for precision in precisions:
+        keras.mixed_precision.set_global_policy(precision)
+        for key, make in variants(lambda: models.build(name, (side, side, 3), classes), images).items():
+            steps[precision, key] = step_function(make(), images, labels)
+            steps[precision, key]()  # traced under its own policy
+    return steps
+
+
+def measure(name, precisions, repeats):
+    """{figure: number} of one network."""
+    steps = all_steps(name, precisions)
     times = {key: [] for key in steps}
     for step in steps.values():
-        step(), step()
+        step()
     for _ in range(repeats):
         for key, step in steps.items():
             start = time.perf_counter()
             step().numpy()
             step().numpy()
             times[key].append((time.perf_counter() - start) / 2)
-    return {f"{name} {key} ms": 1e3 * float(np.median(seconds)) for key, seconds in times.items()}
+    return {f"{name} {precision} {key} ms": 1e3 * float(np.median(seconds)) for (precision, key), seconds in times.items()}
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--net", choices=CASES, action="append")
+    parser.add_argument("--precision", choices=("float32", "mixed_bfloat16"), action="append")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", help="write one flat object, a name for each figure")
     options = parser.parse_args()
     figures = {}
     for name in options.net or CASES:
-        figures.update(measure(name, options.repeats))
-        base = figures[f"{name} float ms"]
+        figures.update(measure(name, options.precision or ["float32", "mixed_bfloat16"], options.repeats))
+        base = figures.get(f"{name} float32 float ms") or figures[f"{name} mixed_bfloat16 float ms"]
         for key, value in figures.items():
             if key.startswith(name):
-                print(f"{key:36} {value:8.1f}   {value / base:5.2f} x float", flush=True)
+                print(f"{key:44} {value:8.1f}   {value / base:5.2f} x float", flush=True)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(figures, file, indent=1)

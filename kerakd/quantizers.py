@@ -10,6 +10,7 @@ import dataclasses
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.quantization.keras.quantizers import Quantizer
+from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
@@ -69,8 +70,11 @@ class GridQuantizer(Quantizer):
 
     def __call__(self, inputs, training, weights, **kwargs):
         _check_float(inputs, type(self).__name__)
-        dtype = inputs.dtype if inputs.dtype == tf.float64 else tf.float32  # grids are computed in float32 under mixed precision
-        return tf.cast(self.quantize(tf.cast(inputs, dtype), weights), inputs.dtype)
+        wanted = getattr(inputs, "_cast_dtype", inputs.dtype)  # under mixed precision, what the layer computes in
+        with enable_auto_cast_variables(None):  # grids are computed in float32 then, of float32 kernels and intervals
+            x = tf.convert_to_tensor(inputs)
+            x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+            return tf.cast(self.quantize(x, weights), wanted)
 
     def get_config(self):
         return dataclasses.asdict(self)

@@ -142,8 +142,13 @@ NETS = {
 }
 PIXELS = ("Keras MobileNetV3Small", "Keras EfficientNetB0", "rescaled", "transfer")  # and keras_cv: these take 0..255
 SCHEMES = {"W4A4": kerakd.Scheme(Interval(4), Interval(4)), "ternary-A8": kerakd.Scheme(Ternary(), Interval(8))}
-FAST = ()
-CASES = [pytest.param(net, scheme, id=f"{net} {scheme}", marks=[] if (net, scheme) in FAST else []) for net in NETS for scheme in SCHEMES]
+FAST = {"rescaled", "padded", "gated", "hard swish by operators", "conv 1d", "layer norm"}  # the others take 5 to 150 s
+CHEAP = FAST - {"gated", "layer norm"}
+CASES = [
+    pytest.param(net, scheme, id=f"{net} {scheme}", marks=[] if net in (FAST if scheme == "W4A4" else CHEAP) else [pytest.mark.slow])
+    for net in NETS
+    for scheme in SCHEMES
+]
 
 
 def random_images(shape, pixels):

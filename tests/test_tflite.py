@@ -691,6 +691,16 @@ def test_a_rewritten_net_is_exact(name, scheme):
     assert np.ptp(runtime.run(data, images), axis=0).min() > 0
 
 
+def test_an_offset_that_is_one_value_on_channels_of_different_steps_arrives():
+    """400 units of the coarse channels are 1600 of the fine ones, to the bit."""
+    body = headed(lambda x: L.Rescaling([0.5, -2.0] * 2, 400 * 2 / 127 / 64, name="scaled")(L.Conv2D(4, 3, name="middle")(x)))
+    student = made_student(body, SCHEMES["W4A4"])
+    student.get_layer("middle_out").quantizer_variables["interval"].assign(127 / 64)
+    linear = folding.fold(student).linears["scaled"]
+    assert linear.bias[1:].tolist() == [400, 1600, 400] and (linear.steps[1] / linear.steps[0]) == 4
+    assert_exact(student, to_tflite(student), noise(100))
+
+
 # What stays float
 
 
@@ -732,3 +742,23 @@ def test_an_interval_that_collapsed_is_refused(interval):
     student.get_layer("relu_out").quantizer_variables["interval"].assign(interval)
     with pytest.raises(BadInput, match=f"received {interval:.2g} in 'relu_out'; the training diverged"):
         to_tflite(student)
+
+
+def test_a_student_trained_in_mixed_bfloat16_has_float32_grids_and_an_exact_file():
+    keras.mixed_precision.set_global_policy("mixed_bfloat16")
+    try:
+        student = made_student(residual_net, SCHEMES["W4A4"])
+        student.compile(keras.optimizers.Adam(1e-3), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+        student.fit(noise(32), np.arange(32) % 5, batch_size=8, verbose=0)
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert student.get_layer("a_relu_out").compute_dtype == "bfloat16" and {weight.dtype for weight in student.weights if weight.dtype.is_floating} == {tf.float32}
+    ((kernel, quantizer, variables),) = student.get_layer("a").kernels
+    used = {}
+    inner = student.get_layer("a").layer
+    convolution, inner.convolution_op = inner.convolution_op, lambda x, kernel: used.setdefault("kernel", kernel) is None or convolution(x, kernel)
+    student(noise(1))
+    inner.convolution_op = convolution
+    expected = tf.cast(quantizer.quantize(tf.convert_to_tensor(kernel), variables), tf.bfloat16)  # of the float32 kernel, not of its bfloat16
+    np.testing.assert_array_equal(tf.cast(used["kernel"], tf.float32), tf.cast(expected, tf.float32))
+    assert_exact(student, to_tflite(student), noise())

@@ -54,13 +54,13 @@ def _convert(model, folded, io):
         if isinstance(layer, QuantizedActivation):
             return _on_grid(tf.nn.relu(args[0]) if layer.relu else args[0], folded.grids[layer.name])
         if layer.name in folded.joined:  # said again, as the converter does not carry a grid across a concatenation
-            return _on_grid(layer(*args, **kwargs), folded.joined[layer.name])
+            return _on_grid(_in_float32(layer)(*args, **kwargs), folded.joined[layer.name])
         normalized = floats.normalize(layer, args[0])
         if normalized is not None:
             return normalized
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
-        return layer(*args, **kwargs)
+        return _in_float32(layer)(*args, **kwargs)
 
     (source,) = model.inputs
     function = tf.function(lambda images: graph.walk(model, images, lower))
@@ -72,6 +72,17 @@ def _convert(model, folded, io):
         return converter.convert()
 
 
+def _in_float32(layer):
+    """The layer, or a copy of one that computes in less."""
+    if layer.compute_dtype == "float32":
+        return layer
+    with tf.init_scope():
+        copy = graph.clone_layer(layer, dtype="float32")
+        copy.build(layer.input_shape)
+        copy.set_weights(layer.get_weights())
+    return copy
+
+
 def _on_grid(x, grid):
     """The stock op for an activation's grid: its range at 8 bits, whose top code is 127."""
     return tf.quantization.fake_quant_with_min_max_vars(x, -(grid.zero + 128) * grid.step, (127 - grid.zero) * grid.step, num_bits=8)
@@ -79,7 +90,7 @@ def _on_grid(x, grid):
 
 def _constant_layer(linear):
     """A function of the layer's input: the layer with fake-quantized constants for kernel and bias."""
-    layer = graph.clone_layer(linear.template, use_bias=True)
+    layer = graph.clone_layer(linear.template, use_bias=True, dtype="float32")
     limits = (linear.steps * 127).astype(np.float32)
     kernel = (linear.codes.reshape(-1, len(limits)) * linear.steps).astype(np.float32)
     bias = tf.constant(linear.bias * linear.steps * linear.x.step, tf.float32)

@@ -149,11 +149,12 @@ def _check(model):
     if missing:
         raise BadInput(f"model: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(model, images) first")
     for layer in model.layers:
-        if isinstance(layer, QuantizedActivation) and layer.quantizer_variables and float(layer.quantizer_variables["interval"]) <= SMALLEST:
-            raise BadInput(
-                f"model: expected positive intervals, received {float(layer.quantizer_variables['interval']):.2g} in {layer.name!r}; the training diverged: "
-                "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
-            )
+        for variable in layer.quantizer_variables.values() if isinstance(layer, QuantizedActivation) else ():
+            if variable.numpy() <= SMALLEST:
+                raise BadInput(
+                    f"model: expected positive intervals, received {variable.numpy():.2g} in {layer.name!r}; the training diverged: "
+                    "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
+                )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
