@@ -189,6 +189,12 @@ def _operator(copier, layer, args, kwargs):
     return rule(copier, layer.name, values) if rule else None
 
 
+def _is_per_channel(constant, shape):
+    """Whether a constant is numbers, one or one for each channel of a tensor of `shape`, the last axis."""
+    sizes = constant.shape
+    return np.issubdtype(constant.dtype, np.number) and len(sizes) <= len(shape) and all(size == 1 for size in sizes[:-1]) and constant.size in (1, shape[-1])
+
+
 def _both(cls, scale, offset):
     """The rule of an operator on two tensors, or on a tensor and a constant c: a rescaling by scale(c) and offset(c)."""
 
@@ -200,7 +206,7 @@ def _both(cls, scale, offset):
             same = values[0].shape.rank == values[1].shape.rank
             return copier.new(cls, name)(list(values)) if cls and same else None
         x, constant = values if symbolic[0] else values[::-1]
-        if x is not values[0] and cls is None or np.size(constant) not in (1, x.shape[-1]) or not np.issubdtype(np.asarray(constant).dtype, np.number):
+        if x is not values[0] and cls is None or not _is_per_channel(np.asarray(constant), x.shape):
             return None
         constant = np.asarray(constant, np.float64)
         return copier.rescale(x, name, scale(constant), offset(constant))
@@ -209,6 +215,8 @@ def _both(cls, scale, offset):
 
 
 def _mean(copier, name, values):
+    if len(values) < 2:
+        return None
     x, axes, *keep = values
     if len(x.shape) != 4 or sorted(np.ravel(axes) % 4) != [1, 2]:
         return None

@@ -1,6 +1,7 @@
 """Laws of the rewriting: the copy computes what the model does, in the layers that a scheme knows; the model stays as it is."""
 
 import collections
+import functools
 
 import numpy as np
 import pytest
@@ -128,9 +129,11 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "Add of three": (IMAGE, lambda x: L.Add()([x, branch(x), branch(x)]), {"Dense": 2, "Add": 2}),
     "Multiply of three": (IMAGE, lambda x: L.Multiply()([x, branch(x), branch(x)]), {"Dense": 2, "Multiply": 2}),
     "pooling with keepdims": (IMAGE, lambda x: L.GlobalAveragePooling2D(keepdims=True)(x), {"GlobalAveragePooling2D": 1, "Reshape": 1}),
+    "pooling of channels first": (IMAGE, lambda x: L.GlobalAveragePooling2D("channels_first", keepdims=True)(x), {"GlobalAveragePooling2D": 1}),
     "Rescaling of Rescaling": (IMAGE, lambda x: L.Rescaling([1.0, 2.0, 3.0, 4.0], 1.0)(L.Rescaling(0.5, 2.0)(x)), LINE),
     "Normalization": (IMAGE, lambda x: L.Rescaling(TABLE[0].tolist(), TABLE[1].tolist())(normalization(x)), LINE),
     "Normalization of all": (IMAGE, lambda x: normalization(x, axis=None), LINE),
+    "inverted Normalization": (IMAGE, lambda x: normalization(x, invert=True), {"Normalization": 1}),
     "Normalization of rows": (IMAGE, lambda x: normalization(x, axis=1), {"Normalization": 1}),
     "Rescaling of a ReLU": (IMAGE, lambda x: L.Rescaling(2.0)(L.ReLU(3.0)(x)), {"Rescaling": 1, "ReLU": 1}),
     "Rescaling of a ReLU with offset": (IMAGE, lambda x: L.Rescaling(2.0, -1.0)(L.ReLU()(x)), {"Rescaling": 1, "ReLU": 1}),
@@ -162,6 +165,7 @@ def spread(model, seed=3):
     return model
 
 
+@functools.cache
 def made(name):
     shape, body, _ = CASES[name]
     inputs = keras.Input(shape)
@@ -242,6 +246,12 @@ def test_a_hard_sigmoids_bound_goes_to_1_and_its_line_before_it():
 @pytest.mark.parametrize("name", ["Rescaling of a ReLU with offset", "negative Rescaling of a ReLU"])
 def test_a_rescaling_that_moves_zero_or_turns_the_sign_stays_behind_the_relu(name):
     assert isinstance(simplify(made(name))[0].layers[-1], L.Rescaling)
+
+
+def test_a_conv1d_with_its_channels_first_stays_one():
+    x = keras.Input(ROW)
+    copy, _ = simplify(keras.Model(x, L.Conv1D(8, 3, data_format="channels_first")(x)))
+    assert kinds(copy) == {"Conv1D": 1}
 
 
 def test_several_inputs_and_outputs_keep_their_structure():

@@ -105,13 +105,24 @@ def layer_norm():
 
 RESNET = {"stackwise_filters": [64, 16], "stackwise_blocks": [2, 2], "stackwise_strides": [1, 2]}
 EFFICIENT = {  # a fused block and two that are not
-    **{"width_coefficient": 1.0, "depth_coefficient": 1.0, "stackwise_num_repeats": [1, 2], "stackwise_kernel_sizes": [3, 3], "stackwise_strides": [1, 2]},
-    **{"stackwise_input_filters": [8, 8], "stackwise_output_filters": [8, 16], "stackwise_expansion_ratios": [1, 4]},
-    **{"stackwise_squeeze_and_excite_ratios": [0, 0.25], "stackwise_conv_types": ["fused", "unfused"]},
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "stackwise_num_repeats": [1, 2],
+    "stackwise_kernel_sizes": [3, 3],
+    "stackwise_strides": [1, 2],
+    "stackwise_input_filters": [8, 8],
+    "stackwise_output_filters": [8, 16],
+    "stackwise_expansion_ratios": [1, 4],
+    "stackwise_squeeze_and_excite_ratios": [0, 0.25],
+    "stackwise_conv_types": ["fused", "unfused"],
 }
 MOBILE = {
-    **{"stackwise_expansion": [1, 3, 4], "stackwise_filters": [16, 24, 24], "stackwise_kernel_size": [3, 3, 5], "stackwise_stride": [2, 2, 1]},
-    **{"stackwise_se_ratio": [None, None, None], "stackwise_activation": ["relu", "relu", "hard_swish"]},
+    "stackwise_expansion": [1, 3, 4],
+    "stackwise_filters": [16, 24, 24],
+    "stackwise_kernel_size": [3, 3, 5],
+    "stackwise_stride": [2, 2, 1],
+    "stackwise_se_ratio": [None, None, None],
+    "stackwise_activation": ["relu", "relu", "hard_swish"],
 }
 NETS = {
     "resnet50": zoo("resnet50", 32),

@@ -53,9 +53,10 @@ def mean_xnnpack(total, count, x_q, y_q):
 
 
 def sigmoid_xnnpack(x, x_q):
-    """LOGISTIC, whose output is always on (1/256, -128): rint(256 / (1 + exp(-x))) - 128 of the real x in float32, clamped."""
+    """LOGISTIC, whose output is always on (1/256, -128): rint(256 * float32(sigmoid of the real x in double) - 128), clamped."""
     real = (np.asarray(x, i64) - x_q[1]).astype(f32) * f32(x_q[0])
-    return clamp(np.rint(f32(256) / (f32(1) + np.exp(-real))).astype(i64) - 128)
+    value = (1 / (1 + np.exp(-np.clip(real.astype(np.float64), -100, 100)))).astype(f32)
+    return clamp(np.rint(value * f32(256) - f32(128)).astype(i64))
 
 
 def quantize_xnnpack(x, y_q):

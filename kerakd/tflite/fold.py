@@ -204,7 +204,7 @@ def _avoid_sigmoid_ties(call, grid, grids):
     for k in range(400):
         operand.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
         file = arithmetic.sigmoid_xnnpack(codes + operand.zero, operand.quantization)
-        if np.array_equal(file, _round(1 / (1 + np.exp(-codes * operand.step)), grid)):
+        if np.array_equal(file, _round(1 / (1 + np.exp(-np.clip(codes * operand.step, -100, 100))), grid)):
             return
     operand.step = step
 
@@ -348,6 +348,7 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room)
     steps[dead] = np.maximum(y.step / 256, reach[dead]) / x.step
     steps = short(steps)
     units = np.rint(bias / (x.step * steps)).astype(np.int64)
-    if len(units) > 1 and units[0] and (units == units[0]).all():
+    values = (units * steps * x.step).astype(np.float32)
+    if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
         units[0] += 1  # the converter takes channel 0's step for every channel of a bias with one value
     return Linear(name, template, codes, steps, units, low, high, room, x, y, [int(c) for c in dead])
