@@ -752,9 +752,8 @@ def test_a_student_trained_in_mixed_bfloat16_has_float32_grids_and_an_exact_file
         student.fit(noise(32), np.arange(32) % 5, batch_size=8, verbose=0)
     finally:
         keras.mixed_precision.set_global_policy("float32")
-    assert student.get_layer("a_relu_out").compute_dtype == "bfloat16" and {weight.dtype for weight in student.weights if weight.dtype.is_floating} == {
-        tf.float32
-    }
+    assert student.get_layer("a_relu_out").compute_dtype == "bfloat16"
+    assert {weight.dtype for weight in student.weights if weight.dtype.is_floating} == {tf.float32}
     ((kernel, quantizer, variables),) = student.get_layer("a").kernels
     used = {}
     inner = student.get_layer("a").layer
