@@ -19,6 +19,7 @@ _HOME = {
     "quantize_scope": "wrapper",
     "Distiller": "distiller",
     "to_tflite": "tflite",
+    "lint": "tflite",
     "unpack": "tflite",
     "verify": "tflite",
     "Proof": "tflite",

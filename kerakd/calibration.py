@@ -20,7 +20,7 @@ def calibrate(model, images, rule="max"):
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1.
+            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule, for images with NaN or infinity.
     """
     if rule not in RULES:
@@ -85,10 +85,10 @@ def fit_weight_intervals(model, rule):
         if isinstance(layer, QuantizeWrapper):
             for kernel, quantizer, variables in layer._weight_vars:
                 kernel = tf.convert_to_tensor(kernel)
-                _fit(quantizer, quantizer.view(kernel) if hasattr(quantizer, "view") else kernel, variables, rule)
+                _fit(quantizer, quantizer.view(kernel) if hasattr(quantizer, "view") else kernel, variables, rule, of_kernel=True)
 
 
-def _fit(quantizer, x, variables, rule):
+def _fit(quantizer, x, variables, rule, of_kernel=False):
     """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x."""
     if "interval" not in (variables or {}) or not hasattr(quantizer, "calibrated"):
         return
@@ -96,7 +96,9 @@ def _fit(quantizer, x, variables, rule):
     channels = variables["interval"].shape.rank == 1
     rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
-    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), 1.0)  # all zeros, as behind a gamma of 0, say nothing of what is to come
+    # all zeros, as behind a gamma of 0, say nothing of what is to come; a kernel of zeros is about to become an ordinary one
+    unknown = float(rows.shape[0] or 1) ** -0.5 if of_kernel else 1.0
+    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), unknown)
     for name, value in quantizer.calibrated(interval).items():
         variables[name].assign(tf.reshape(value, variables[name].shape))
 

@@ -75,6 +75,14 @@ class _Copier:
         self.affine[id(y)] = x, scale, offset
         return y
 
+    def average(self, x, name, keepdims):
+        """The mean over height and width; of one pixel, a reshape. So are kept dimensions: the integer mean without them has one rounding less."""
+        one_pixel = tuple(x.shape[1:3]) == (1, 1)
+        if not one_pixel:
+            x = self.new(L.GlobalAveragePooling2D, name)(x)
+        kept = [1, 1] if keepdims else []
+        return self.new(L.Reshape, name if one_pixel else f"{name}_kept", [*kept, x.shape[-1]])(x) if one_pixel or kept else x
+
     def lower(self, y, name):
         """y [n, 1, length, C] as [n, length, C], and the way back."""
         x = self.new(L.Reshape, f"{name}_row", [-1, y.shape[-1]])(y)
@@ -175,11 +183,7 @@ def _normalization(copier, layer, args, kwargs):
 
 
 def _global_average(copier, layer, args, kwargs):
-    """keepdims as a reshape: the integer mean without it has one rounding less."""
-    if not layer.keepdims or layer.data_format != "channels_last":
-        return None
-    pooled = copier.new(L.GlobalAveragePooling2D, layer.name)(args[0])
-    return copier.new(L.Reshape, f"{layer.name}_kept", [1, 1, pooled.shape[-1]])(pooled)
+    return copier.average(args[0], layer.name, layer.keepdims) if layer.data_format == "channels_last" else None
 
 
 def _operator(copier, layer, args, kwargs):
@@ -220,8 +224,7 @@ def _mean(copier, name, values):
     x, axes, *keep = values
     if len(x.shape) != 4 or sorted(np.ravel(axes) % 4) != [1, 2]:
         return None
-    pooled = copier.new(L.GlobalAveragePooling2D, name)(x)
-    return copier.new(L.Reshape, f"{name}_kept", [1, 1, pooled.shape[-1]])(pooled) if any(keep) else pooled
+    return copier.average(x, name, any(keep))
 
 
 def _function(function):

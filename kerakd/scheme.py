@@ -138,7 +138,7 @@ def plan(model, scheme):
         outputs.append(quantizer and (quantizer, groups[id(call)]))
     sizes = collections.Counter(group for _, group in filter(None, outputs))
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
-    inexact = [call.layer.name for call in calls if not _is_exact(call)]
+    inexact = [call.layer.name for call in calls if not is_exact(call.layer)]
     return Plan(kernels, outputs, absorbed, _input_quantizer(calls, scheme), inexact)
 
 
@@ -162,9 +162,8 @@ def _input_quantizer(calls, scheme):
     return Interval(8, learned=False).for_tensor("unsigned" if pixels else "signed")
 
 
-def _is_exact(call):
-    """Whether the integer arithmetic of the call is one that the exporter knows to the last code."""
-    layer = call.layer
+def is_exact(layer):
+    """Whether the integer arithmetic of the layer is one that the exporter knows to the last code."""
     if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
         return kernel_name(layer) is not None
     return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))

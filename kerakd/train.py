@@ -3,7 +3,9 @@
 python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits
 """
 
+import contextlib
 import dataclasses
+import io
 import sys
 
 from kerakd import quiet  # first: it keeps TensorFlow quiet
@@ -22,7 +24,7 @@ with quiet.native_chatter_off():
     from kerakd.rewrite import simplify
     from kerakd.rundir import RunDirectory, load_model
     from kerakd.scheme import check_logits, plan, quantize
-    from kerakd.tflite import settle
+    from kerakd.tflite import lint, settle
 
 
 @dataclasses.dataclass
@@ -50,7 +52,7 @@ class Training:
         if config.batch_size > self.train.count:
             raise BadInput(f"--batch_size: expected at most {self.train.count}, the size of {self.train.name}, received {config.batch_size}")
         self.steps = self.train.count // config.batch_size
-        plan(simplify(self.build(config.student, config.student_width))[0], config.scheme())  # what would fail in an hour fails now
+        self.check_student()
         if config.teacher:
             self.build(config.teacher, config.teacher_width)
 
@@ -64,6 +66,17 @@ class Training:
             raise BadInput(f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}")
         check_logits(model, name)
         return keras.models.clone_model(model) if fresh else model
+
+    def check_student(self):
+        """What would fail in an hour fails now; what would not be exact in the file is named."""
+        net, scheme = self.build(self.config.student, self.config.student_width), self.config.scheme()
+        if not self.config.exports():
+            plan(simplify(net)[0], scheme)
+            return
+        with contextlib.redirect_stderr(io.StringIO()):  # lint says it again, and more
+            student = quantize(net, scheme)
+        for finding in lint(student):
+            print(f"kerakd: {finding}", file=sys.stderr)
 
     def stages(self):
         """The stages that the configuration asks for, in order."""

@@ -21,8 +21,11 @@ def zoo(name, side=16, width=1 / 16):
 
 
 def bit():
-    """BiT with a head as training leaves it: a fresh one is zero, and ten steps of 1e-4 do not take it off code 0 of its 8 bits."""
-    net = models.build("bit_r50x1", (32, 32, 3), CLASSES, 1 / 16)
+    """BiT with a head as training leaves it: a fresh one is zero, and ten steps of 1e-4 do not take it off code 0 of its 8 bits.
+
+    On images of 32 pixels its last groups would be of one value each, which GroupNorm makes 0.
+    """
+    net = models.build("bit_r50x1", (64, 64, 3), CLASSES, 1 / 16)
     net.layers[-1].kernel.assign(tf.random.stateless_normal(net.layers[-1].kernel.shape, (1, 2)) / 8)
     return net
 
@@ -187,12 +190,12 @@ def trained(net, scheme, images):
 
 
 def custom_objects(name):
-    """What keras_cv forgot to register: without it the float net does not load either."""
+    """keras_cv's class that is neither registered nor takes its own config: without this the float net does not load either."""
     if name != "keras_cv MobileNetV3 squeezed":
         return {}
     from keras_cv.src.models.backbones.mobilenet_v3.mobilenet_v3_backbone import HardSigmoidActivation
 
-    return {"HardSigmoidActivation": HardSigmoidActivation}
+    return {"HardSigmoidActivation": type("Loadable", (HardSigmoidActivation,), {"from_config": classmethod(lambda cls, config: cls())})}
 
 
 def steps_apart(student, data, images):

@@ -2,7 +2,8 @@
 
 from kerakd.tflite.convert import to_tflite
 from kerakd.tflite.flatfile import unpack
+from kerakd.tflite.lint import Finding, lint
 from kerakd.tflite.proof import Proof, verify
 from kerakd.tflite.reference import settle, snap
 
-__all__ = ["Proof", "settle", "snap", "to_tflite", "unpack", "verify"]
+__all__ = ["Finding", "Proof", "lint", "settle", "snap", "to_tflite", "unpack", "verify"]

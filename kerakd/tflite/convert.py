@@ -7,7 +7,8 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.tflite import flatfile, floats
+from kerakd.scheme import is_exact
+from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation
 
@@ -55,9 +56,8 @@ def _convert(model, folded, io):
             return _on_grid(tf.nn.relu(args[0]) if layer.relu else args[0], folded.grids[layer.name])
         if layer.name in folded.joined:  # said again, as the converter does not carry a grid across a concatenation
             return _on_grid(_in_float32(layer)(*args, **kwargs), folded.joined[layer.name])
-        normalized = floats.normalize(layer, args[0])
-        if normalized is not None:
-            return normalized
+        if not is_exact(layer):
+            args = tf.nest.map_structure(_kept_float, args)
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
         return _in_float32(layer)(*args, **kwargs)
@@ -70,6 +70,11 @@ def _convert(model, folded, io):
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = io
         return converter.convert()
+
+
+def _kept_float(x):
+    """x, for a layer that stays float: without this the converter makes integers of means inside it, rounded to the grid of x."""
+    return x + 1e-30
 
 
 def _in_float32(layer):

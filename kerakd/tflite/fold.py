@@ -251,7 +251,7 @@ def _linear(call, grids, folded, container):
         norm = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(_unwrapped(call), reader) else None
     elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D)):
         return None
-    x, y = grids.get(id(call.inputs[0])), _output_grid(norm or call, grids)
+    x, y = grids.get(id(call.inputs[0])), output_grid(norm or call, grids)
     if x is None or y is None:
         if not isinstance(layer, QuantizedLayer):
             return None
@@ -320,7 +320,7 @@ def _unwrapped(call):
     return dataclasses.replace(call, layer=call.layer.layer)
 
 
-def _output_grid(call, grids):
+def output_grid(call, grids):
     """The grid of the QuantizedActivation that reads `call`, past a ReLU."""
     reader = call.sole_reader
     while reader is not None and not isinstance(reader.layer, QuantizedActivation):

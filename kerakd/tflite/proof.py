@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 
+from kerakd import graph
 from kerakd.errors import BadInput
+from kerakd.scheme import TRANSPARENT
 from kerakd.tflite import flatfile, reference, runtime
 from kerakd.tflite.fold import fold
 
@@ -105,7 +107,9 @@ def _closest_fold(model, data):
 
 
 def _output_step(model, folded):
-    layer = model.outputs[0].node.layer
-    if layer.name not in folded.grids:
-        raise BadInput(f"model: expected quantized logits, received the output of {layer.name!r}, which is float")
-    return folded.grids[layer.name].step
+    call = next(call for call in graph.calls(model) if call.outputs[0].is_output)
+    while isinstance(call.layer, TRANSPARENT):
+        call = call.inputs[0].call
+    if call.layer.name not in folded.grids:
+        raise BadInput(f"model: expected quantized logits, received the output of {call.layer.name!r}, which is float")
+    return folded.grids[call.layer.name].step

@@ -1,0 +1,127 @@
+"""What of a student would not become exact integers, said before it is trained."""
+
+import collections
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import graph
+from kerakd.scheme import FLOAT, TRANSPARENT, fuses, is_exact
+from kerakd.tflite.fold import output_grid
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
+
+L = keras.layers
+TINY = 1e-6  # of a gamma: its channel's multiplier is beyond integers, or close to it
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """layer: its name. problem: what the file would have of it. remedy: what to do."""
+
+    layer: str
+    problem: str
+    remedy: str
+
+    def __str__(self):
+        return f"{self.layer}: {self.problem}; {self.remedy}"
+
+
+def lint(model):
+    """Everything in a student that `to_tflite` would refuse or could not make exact, in seconds, with no image and no conversion.
+
+    Args:
+        model: from `kerakd.quantize`, calibrated or not, trained or not.
+    Returns: list of Finding, in the order of the layers; empty where nothing was found.
+    Raises: BadInput for what is no functional tf_keras model.
+    """
+    graph.check_functional(model)
+    calls = graph.calls(model)
+    order = {call.layer.name: index for index, call in reversed(list(enumerate(calls)))}
+    found = [finding for rule in RULES for finding in rule(model, calls)]
+    return sorted(found, key=lambda finding: order.get(finding.layer, -1))
+
+
+def _ends(model, calls):
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        yield Finding(model.name, f"{len(model.inputs)} inputs and {len(model.outputs)} outputs, where a file has one of each", "export a model for each")
+
+
+def _float_kernels(model, calls):
+    for call in calls:
+        if kernel_name(call.layer):
+            yield Finding(call.layer.name, "a float kernel", "give the scheme weights, first and last, and no override without weights, or leave it in float")
+
+
+def _float_tensors(model, calls):
+    """Kernels between tensors that are on no grid."""
+    grids = _grids(calls)
+    for call in calls:
+        if not isinstance(call.layer, QuantizedLayer):
+            continue
+        reader = call.sole_reader
+        inner = dataclasses.replace(call, layer=call.layer.layer)
+        last = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else call
+        sides = [side for side, there in (("input", id(call.inputs[0]) in grids), ("output", output_grid(last, grids))) if not there]
+        if sides:
+            yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides")
+
+
+def _grids(calls):
+    """{id of a Value: True} for the tensors on a grid."""
+    grids = {}
+    for call in calls:
+        passed = isinstance(call.layer, (*TRANSPARENT, L.Concatenate)) and all(id(value) in grids for value in call.inputs)
+        if passed or isinstance(call.layer, QuantizedActivation):
+            grids.update((id(value), True) for value in call.outputs)
+    return grids
+
+
+def _called_twice(model, calls):
+    counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, QuantizedLayer))
+    for name, count in counts.items():
+        if count > 1:
+            yield Finding(name, f"one kernel called {count} times, which has {count} steps in a file", "give each call a layer of its own")
+
+
+def _no_integers(model, calls):
+    for call in calls:
+        layer = getattr(call.layer, "layer", call.layer)
+        if isinstance(layer, FLOAT):
+            yield Finding(layer.name, f"{type(layer).__name__} has no integer form and stays float", "use BatchNormalization if all has to be integer")
+        elif isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
+            yield Finding(layer.name, "a causal Conv1D, which is refused", "put a ZeroPadding1D before it and padding='valid'")
+        elif not isinstance(call.layer, QuantizedActivation) and not is_exact(layer):
+            yield Finding(layer.name, f"{type(layer).__name__} is not known to the last code and perhaps float", "see README's list of exact layers")
+
+
+def _padded_averages(model, calls):
+    for call in calls:
+        layer = call.layer
+        if isinstance(layer, L.AveragePooling2D) and layer.padding == "same" and any(s % t for s, t in zip(layer.input_shape[1:3], layer.strides, strict=True)):
+            yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'")
+
+
+def _dead_channels(model, calls):
+    for call in calls:
+        gamma = getattr(call.layer, "gamma", None) if isinstance(call.layer, L.BatchNormalization) else None
+        dead = 0 if gamma is None else int(np.sum(np.abs(gamma.numpy()) < TINY))
+        if dead:
+            yield Finding(call.layer.name, f"{dead} of {gamma.shape[0]} channels with a gamma of 0 become constants", "prune them")
+
+
+def _constant_kernels(model, calls):
+    """Two kernels of one same code each, which the converter merges."""
+    same = []
+    for call in calls:
+        for kernel, quantizer, variables in call.layer.kernels if isinstance(call.layer, QuantizedLayer) else []:
+            codes = quantizer.codes(tf.convert_to_tensor(kernel), variables).numpy()
+            if codes.size > 1 and (codes == codes.flat[0]).all():
+                same.append((call.layer.name, int(codes.flat[0])))
+    if len(same) > 1:
+        for name, code in same:
+            yield Finding(name, f"every weight has code {code}, and so has another kernel: the int4 container is refused", "train it, or take int8")
+
+
+RULES = (_ends, _float_kernels, _float_tensors, _called_twice, _no_integers, _padded_averages, _dead_channels, _constant_kernels)
