@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 
 import tensorflow as tf
 import tf_keras as keras
@@ -150,22 +151,27 @@ class Distiller(keras.Model):
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        with self._labels_explained():
+        with self._explained():
             return super().fit(x, y, *args, **kwargs)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput for labels outside the classes."""
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        with self._labels_explained():
+        with self._explained():
             return super().evaluate(x, y, *args, **kwargs)
 
     @contextlib.contextmanager
-    def _labels_explained(self):
+    def _explained(self):
         try:
             yield
-        except tf.errors.InvalidArgumentError as error:  # labels of a dataset are seen only as they come
-            if "outside the valid range" not in error.message:
+        except tf.errors.InvalidArgumentError as error:
+            if "input_min nan" in error.message:
+                raise BadInput(
+                    f"student: expected finite weights and intervals, received NaN in {_node(error.message)}; the training diverged: take a smaller "
+                    "learning rate, above all for intervals (activation_interval_optimizer), or Interval(gradient_scale=True)"
+                ) from error
+            if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
                 raise
             classes = self.student.output_shape[-1]
             raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received others in the dataset") from error
@@ -238,6 +244,12 @@ class Distiller(keras.Model):
 
 
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
+
+
+def _node(message):
+    """The layer in an error message of TensorFlow, "{{node model/layer/op}}"."""
+    found = re.search(r"{{node (\S*?)/?[^/]*}}", message)
+    return repr(found.group(1).rpartition("/")[2]) if found else "a quantizer"
 
 
 def _sum(terms):

@@ -412,3 +412,14 @@ def test_evaluate_refuses_labels_outside_the_classes(wrap):
     distiller.compile()
     with pytest.raises(BadInput, match="labels: expected 0 to 2"):
         distiller.evaluate(*wrap(np.zeros((4, 4), np.float32), np.array([0, 1, 2, 3])), verbose=0)
+
+
+def test_a_training_that_diverged_says_where_and_what_to_do():
+    inputs = keras.Input((6,))
+    body = L.Dense(3, name="head")(L.Dense(4, activation="relu", name="body")(inputs))
+    quantized = scheme.quantize(keras.Model(inputs, body), scheme.Scheme(Interval(4), Interval(4)))
+    calibration.calibrate(quantized, X)
+    distiller = Distiller(student=quantized, mode="alone")
+    distiller.compile(keras.optimizers.SGD(1e30))
+    with pytest.raises(BadInput, match="received NaN in '(body|head).*'; the training diverged"):
+        distiller.fit(X, Y, batch_size=4, epochs=4, verbose=0)
