@@ -420,6 +420,6 @@ def test_a_training_that_diverged_says_where_and_what_to_do():
     quantized = scheme.quantize(keras.Model(inputs, body), scheme.Scheme(Interval(4), Interval(4)))
     calibration.calibrate(quantized, X)
     distiller = Distiller(student=quantized, mode="alone")
-    distiller.compile(keras.optimizers.SGD(1e30))
+    distiller.compile(loss=lambda y, z: tf.reduce_sum(z, -1) * float("nan"))
     with pytest.raises(BadInput, match="received NaN in '(body|head).*'; the training diverged"):
-        distiller.fit(X, Y, batch_size=4, epochs=4, verbose=0)
+        distiller.fit(X, Y, batch_size=4, verbose=0)
