@@ -97,7 +97,7 @@ def _fit(quantizer, x, variables, rule, of_kernel=False):
     rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
     # all zeros, as behind a gamma of 0, say nothing of what is to come; a kernel of zeros is about to become an ordinary one
-    unknown = float(rows.shape[0] or 1) ** -0.5 if of_kernel else 1.0
+    unknown = float(x.shape.num_elements() // x.shape[-1]) ** -0.5 if of_kernel else 1.0
     interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), unknown)
     for name, value in quantizer.calibrated(interval).items():
         variables[name].assign(tf.reshape(value, variables[name].shape))

@@ -137,7 +137,7 @@ class Distiller(keras.Model):
         if dampening is not None:
             oscillation.check(self.student)
         self.dampening, self.freezing = dampening, freezing
-        self.watch = oscillation.Watch(self.student) if watch or freezing is not None else None
+        self.watch = oscillation.Watch(self.student, held=freezing is not None) if watch or freezing is not None else None
         self.weight_interval_optimizer = weight_interval_optimizer and keras.optimizers.get(weight_interval_optimizer)
         self.activation_interval_optimizer = activation_interval_optimizer and keras.optimizers.get(activation_interval_optimizer)
 

@@ -43,9 +43,9 @@ class Watch(tf.Module):
     Raises: BadInput for a student without such kernels, or with ones that can't be held.
     """
 
-    def __init__(self, student):
+    def __init__(self, student, held=True):
         super().__init__(name="watch")
-        check(student)
+        check(student, held)
         self.watched = kernels(student)
         self.states = [self._state(*kernel) for kernel in self.watched]
 
@@ -86,10 +86,10 @@ def _spread(step, shape):
     return tf.reshape(step, shape[-2:])
 
 
-def check(student):
-    """Raises BadInput where there is nothing to hold, or a kernel that does not stay at a code when set to it."""
+def check(student, held=True):
+    """Raises BadInput where there is nothing to watch, or, if they are to be held, a kernel that does not stay at a code when set to it."""
     if not kernels(student):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
-    for kernel, quantizer, _ in kernels(student):
+    for kernel, quantizer, _ in kernels(student) if held else ():
         if isinstance(quantizer, StandardizedKernel) or isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa):
             raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary")

@@ -1,12 +1,15 @@
 """A model written in the few kinds of layers that a scheme and an integer file know; what it computes stays the same."""
 
 import itertools
+import re
 
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
+from kerakd.errors import BadInput
+from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
 
@@ -52,7 +55,7 @@ class _Copier:
 
     def copy(self, layer, args, kwargs):
         """Symbolic outputs that stand for layer(*args, **kwargs)."""
-        rule = next((rule for cls, rule in _RULES.items() if isinstance(layer, cls)), None)
+        rule = next((rule for classes, rule in _RULES.items() if type(layer) in np.ravel(classes)), None)  # a subclass may compute something else
         outputs = rule(self, layer, args, kwargs) if rule else None
         return self.clone(layer)(*args, **kwargs) if outputs is None else outputs
 
@@ -123,8 +126,10 @@ def _split_activation(copier, layer, args, kwargs):
     """A layer and, behind it, its activation."""
     if layer.activation is keras.activations.linear:
         return None
+    if isinstance(layer.activation, L.Layer):
+        raise BadInput(f"model: expected a function for the activation of {layer.name!r}, received a layer; put the layer behind it")
     outputs = copier.clone(layer, activation=None)(*args, **kwargs)
-    name = f"{layer.name}_{getattr(layer.activation, '__name__', 'activation')}"
+    name = f"{layer.name}_{re.sub(r'[^A-Za-z0-9_]', '', getattr(layer.activation, '__name__', 'activation'))}"
     activated = copier.activate(outputs, layer.activation, name)
     return copier.new(L.Activation, name, layer.activation)(outputs) if activated is None else activated
 
@@ -222,7 +227,7 @@ def _mean(copier, name, values):
     if len(values) < 2:
         return None
     x, axes, *keep = values
-    if len(x.shape) != 4 or sorted(np.ravel(axes) % 4) != [1, 2]:
+    if len(x.shape) != 4 or axes is None or sorted(np.ravel(axes) % 4) != [1, 2]:
         return None
     return copier.average(x, name, any(keep))
 
@@ -246,7 +251,7 @@ _OPERATORS = {
 _RULES = {
     L.Conv1D: _convolution_1d,
     L.BatchNormalization: _batch_norm,
-    (L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense): _split_activation,
+    (StandardizedConv2D, L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense): _split_activation,
     L.Activation: _activation,
     L.ReLU: _relu,
     (L.Add, L.Multiply): _pairs,

@@ -136,8 +136,11 @@ def plan(model, scheme):
     for call in calls:
         quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
         outputs.append(quantizer and (quantizer, groups[id(call)]))
+    _check_groups(calls, outputs)
     sizes = collections.Counter(group for _, group in filter(None, outputs))
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
+    kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
+    absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
     inexact = [call.layer.name for call in calls if not is_exact(call.layer)]
     return Plan(kernels, outputs, absorbed, _input_quantizer(calls, scheme), inexact)
 
@@ -196,6 +199,18 @@ def _sources(call):
     if isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
         return [call, *(source for value in call.inputs for source in _sources(value.call))]
     return [call]
+
+
+def _check_groups(calls, outputs):
+    """Raises BadInput where tensors that share a quantizer are to have different ones."""
+    first = {}
+    for call, (quantizer, group) in ((call, output) for call, output in zip(calls, outputs, strict=True) if output):
+        other, name = first.setdefault(group, (quantizer, call.layer.name))
+        if other != quantizer:
+            raise BadInput(
+                f"model: expected one quantizer for the tensors of a concatenation, received {other} for {name!r} and {quantizer} for {call.layer.name!r}; "
+                "give all of them the override, and put no bare sigmoid among them"
+            )
 
 
 def _check_overrides(scheme, calls):

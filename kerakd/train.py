@@ -14,16 +14,15 @@ with quiet.native_chatter_off():
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd import batchnorm, data, evaluate, models, optimizers, report
+    from kerakd import batchnorm, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
     from kerakd.config import is_file
     from kerakd.distiller import MODES, Distiller
     from kerakd.errors import BadInput
     from kerakd.progress import Progress
-    from kerakd.rewrite import simplify
     from kerakd.rundir import RunDirectory, load_model
-    from kerakd.scheme import check_logits, plan, quantize
+    from kerakd.scheme import check_logits, quantize
     from kerakd.tflite import lint, settle
 
 
@@ -69,13 +68,15 @@ class Training:
 
     def check_student(self):
         """What would fail in an hour fails now; what would not be exact in the file is named."""
-        net, scheme = self.build(self.config.student, self.config.student_width), self.config.scheme()
-        if not self.config.exports():
-            plan(simplify(net)[0], scheme)
-            return
+        c = self.config
+        net, scheme = self.build(c.student, c.student_width), c.scheme()
         with contextlib.redirect_stderr(io.StringIO()):  # lint says it again, and more
             student = quantize(net, scheme)
-        for finding in lint(student):
+        if c.dampening or c.freeze or c.watch:
+            oscillation.check(student, held=bool(c.dampening or c.freeze))
+        for finding in lint(student) if c.exports() else ():
+            if finding.refused:
+                raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")
             print(f"kerakd: {finding}", file=sys.stderr)
 
     def stages(self):

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 import kerakd
+from kerakd.errors import BadInput
 from kerakd.quantizers import Interval, Sigmoid
 from kerakd.rewrite import simplify
 from kerakd.scheme import Scheme, quantize
@@ -297,3 +298,24 @@ def test_a_sigmoids_grid_is_0_to_255_of_256():
     x = tf.constant([-1.0, 0.0, 0.4 / 256, 0.6 / 256, 0.5, 254.4 / 256, 254.6 / 256, 1.0])
     np.testing.assert_array_equal(Sigmoid().quantize(x, {}) * 256, [0, 0, 0, 1, 128, 254, 255, 255])
     np.testing.assert_array_equal(Sigmoid().codes(x, {}), [0, 0, 0, 1, 128, 254, 255, 255])
+
+
+def test_a_subclass_may_compute_something_else_and_stays():
+    class Doubled(L.ReLU):
+        def call(self, x):
+            return 2 * super().call(x)
+
+    inputs = keras.Input((6, 3))
+    model = keras.Model(inputs, Doubled(name="doubled")(L.Conv1DTranspose(2, 3, name="up")(inputs)))
+    copy, _ = simplify(model)
+    assert [type(copy.get_layer(name)) for name in ("up", "doubled")] == [L.Conv1DTranspose, Doubled]
+
+
+def test_an_activation_without_a_name_of_its_own_and_one_that_is_a_layer():
+    inputs = keras.Input((8, 8, 3))
+    with pytest.warns(UserWarning, match="includes a `lambda`"):  # Keras's own, which any copy of such a layer brings
+        copy, _ = simplify(keras.Model(inputs, L.Conv2D(2, 3, name="c", activation=lambda x: 2 * x)(inputs)))
+    assert "c_lambda" in [layer.name for layer in copy.layers]
+    with pytest.raises(BadInput, match="expected a function for the activation of 'p', received a layer"):
+        simplify(keras.Model(inputs, L.Conv2D(2, 3, name="p", activation=L.PReLU())(inputs)))
+    assert simplify(keras.Model(inputs, tf.reduce_mean(inputs * 2.0, axis=None, keepdims=True)))

@@ -430,3 +430,12 @@ def test_images_that_cannot_calibrate_are_refused_and_nothing_is_set(images, rul
     with pytest.raises(BadInput, match=telling):
         calibrate(student, images, rule)
     assert len(calibration.uncalibrated(student)) == 2
+
+
+@pytest.mark.parametrize("overrides", [{"^b$": Scheme(Interval(8), Interval(8))}, {}], ids=["override", "sigmoid"])
+def test_tensors_of_one_concatenation_with_different_quantizers_are_refused(overrides):
+    inputs = keras.Input((6,))
+    parts = [L.Dense(3, activation="relu", name="a")(inputs), L.Dense(3, activation="relu" if overrides else "sigmoid", name="b")(inputs)]
+    model = keras.Model(inputs, L.Dense(2)(L.Concatenate()(parts)))
+    with pytest.raises(BadInput, match="expected one quantizer for the tensors of a concatenation"):
+        quantize(model, Scheme(Interval(4), Interval(4), overrides=overrides))

@@ -763,3 +763,22 @@ def test_a_student_trained_in_mixed_bfloat16_has_float32_grids_and_an_exact_file
     expected = tf.cast(quantizer.quantize(tf.convert_to_tensor(kernel), variables), tf.bfloat16)  # of the float32 kernel, not of its bfloat16
     np.testing.assert_array_equal(tf.cast(used["kernel"], tf.float32), tf.cast(expected, tf.float32))
     assert_exact(student, to_tflite(student), noise())
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_relus_that_share_a_grid_are_exact_whatever_their_bounds_and_order(order):
+    inputs = keras.Input(SHAPE)
+    x = L.Conv2D(4, 3, name="first")(inputs)
+    parts = [L.ReLU(6.0)(L.Conv2D(3, 1)(x)), L.AveragePooling2D(1)(L.ReLU()(L.Conv2D(2, 1)(x))), L.ReLU()(L.Conv2D(3, 1)(x))][::order]
+    net = keras.Model(inputs, L.Dense(3)(L.Flatten()(L.Conv2D(4, 1)(L.Concatenate()(parts)))))
+    student = made_student(lambda: net, SCHEMES["W4A4"])
+    assert_exact(student, to_tflite(student), noise())
+
+
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (2, 1)])
+def test_an_average_over_padding_is_refused(size, stride):
+    pooled = [L.Conv2D(3, 1), L.AveragePooling2D(size, stride, padding="same", name="average"), L.Flatten(), L.Dense(2)]
+    student = made_student(lambda: keras.Sequential([keras.Input((8, 8, 2)), *pooled]), SCHEMES["W8A8"])
+    assert [finding.layer for finding in kerakd.lint(student) if finding.refused] == ["average"]
+    with pytest.raises(BadInput, match="expected average pooling without padding, received 'average'"):
+        to_tflite(student)

@@ -300,11 +300,17 @@ def _rescaling_parts(call, _):
     return L.DepthwiseConv2D(1, name=layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
 
 
+def pads(layer):
+    """Whether an average pooling sees padding, or may: its windows are then not all of one size."""
+    windows = zip(layer.input_shape[1:3], layer.pool_size, layer.strides, strict=True)
+    return layer.padding != "valid" and any(side is None or size != stride or side % stride for side, size, stride in windows)
+
+
 def _pool_parts(call, _):
     """Average pooling: a depthwise convolution with the one code 1, its step 1 / window. The builtin operator would leave XNNPACK."""
     layer = call.layer
     size = layer.pool_size[0] * layer.pool_size[1]
-    if layer.padding != "valid" and any(side % stride for side, stride in zip(layer.input_shape[1:3], layer.strides, strict=True)):
+    if pads(layer):
         raise BadInput(
             f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'"
         )

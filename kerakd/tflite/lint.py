@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.scheme import FLOAT, TRANSPARENT, fuses, is_exact
-from kerakd.tflite.fold import output_grid
+from kerakd.tflite.fold import output_grid, pads
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
@@ -18,11 +18,12 @@ TINY = 1e-6  # of a gamma: its channel's multiplier is beyond integers, or close
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """layer: its name. problem: what the file would have of it. remedy: what to do."""
+    """layer: its name. problem: what the file would have of it. remedy: what to do. refused: whether `to_tflite` refuses the model for it."""
 
     layer: str
     problem: str
     remedy: str
+    refused: bool = False
 
     def __str__(self):
         return f"{self.layer}: {self.problem}; {self.remedy}"
@@ -45,7 +46,7 @@ def lint(model):
 
 def _ends(model, calls):
     if len(model.inputs) != 1 or len(model.outputs) != 1:
-        yield Finding(model.name, f"{len(model.inputs)} inputs and {len(model.outputs)} outputs, where a file has one of each", "export a model for each")
+        yield Finding(model.name, f"{len(model.inputs)} inputs and {len(model.outputs)} outputs, where a file has one of each", "export a model for each", True)
 
 
 def _float_kernels(model, calls):
@@ -65,7 +66,7 @@ def _float_tensors(model, calls):
         last = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else call
         sides = [side for side, there in (("input", id(call.inputs[0]) in grids), ("output", output_grid(last, grids))) if not there]
         if sides:
-            yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides")
+            yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides", True)
 
 
 def _grids(calls):
@@ -82,7 +83,7 @@ def _called_twice(model, calls):
     counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, QuantizedLayer))
     for name, count in counts.items():
         if count > 1:
-            yield Finding(name, f"one kernel called {count} times, which has {count} steps in a file", "give each call a layer of its own")
+            yield Finding(name, f"one kernel called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
 
 
 def _no_integers(model, calls):
@@ -91,7 +92,7 @@ def _no_integers(model, calls):
         if isinstance(layer, FLOAT):
             yield Finding(layer.name, f"{type(layer).__name__} has no integer form and stays float", "use BatchNormalization if all has to be integer")
         elif isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
-            yield Finding(layer.name, "a causal Conv1D, which is refused", "put a ZeroPadding1D before it and padding='valid'")
+            yield Finding(layer.name, "a causal Conv1D, which is refused", "put a ZeroPadding1D before it and padding='valid'", True)
         elif not isinstance(call.layer, QuantizedActivation) and not is_exact(layer):
             yield Finding(layer.name, f"{type(layer).__name__} is not known to the last code and perhaps float", "see README's list of exact layers")
 
@@ -99,8 +100,8 @@ def _no_integers(model, calls):
 def _padded_averages(model, calls):
     for call in calls:
         layer = call.layer
-        if isinstance(layer, L.AveragePooling2D) and layer.padding == "same" and any(s % t for s, t in zip(layer.input_shape[1:3], layer.strides, strict=True)):
-            yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'")
+        if isinstance(layer, L.AveragePooling2D) and pads(layer):
+            yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'", True)
 
 
 def _dead_channels(model, calls):
