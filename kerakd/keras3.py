@@ -91,7 +91,7 @@ def _load(path, keras3):
     if not path.is_file():
         raise BadInput(f"model: expected the path of a .keras or .h5 file, received {str(path)!r}, where there is no file; give its path")
     try:
-        version = _version(path)
+        version = version_of(path)
         if version.startswith("3."):
             return keras3.models.load_model(path, compile=False)
     except Exception as error:  # a file can be broken in any way
@@ -102,8 +102,11 @@ def _load(path, keras3):
     raise BadInput(f"model: expected a file of Keras 3, received {str(path)!r} of Keras {version}; it needs nothing but tf_keras.models.load_model")
 
 
-def _version(path):
-    """Of the Keras that wrote the file. Keras 3 would load a tf_keras file, but with its own hard_sigmoid in it."""
+def version_of(path):
+    """The version of the Keras that wrote a model file. Keras 3 would load a tf_keras file, but with its own hard_sigmoid in it.
+
+    Raises: KeyError, OSError, ValueError or zipfile.BadZipFile for what is no model file.
+    """
     if not h5py.is_hdf5(path):
         with zipfile.ZipFile(path) as file:
             return json.loads(file.read("metadata.json"))["keras_version"]

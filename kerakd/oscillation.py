@@ -6,14 +6,15 @@ from kerakd.errors import BadInput
 from kerakd.quantizers import DoReFa
 from kerakd.wrapper import QuantizedLayer, StandardizedKernel
 
+HIGHEST = 7  # code of 4 bits
 OSCILLATING = 0.005  # a frequency above it is called oscillation (Nagel et al. 2022, section 2.2)
 MOMENTUM = 0.01  # of the frequencies and of the mean codes (section 4.3)
 
 
-def kernels(model, highest=7):
-    """[(variable, quantizer, its variables)] of the quantized kernels whose codes are at most `highest`: 7 is 4 bits."""
+def kernels(model):
+    """[(variable, quantizer, its variables)] of the quantized kernels whose codes are at most HIGHEST."""
     found = [kernel for layer in model.layers if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
-    return [kernel for kernel in found if kernel[1].levels()[1] <= highest]
+    return [kernel for kernel in found if kernel[1].levels()[1] <= HIGHEST]
 
 
 def dampening(model):

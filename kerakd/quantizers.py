@@ -68,7 +68,7 @@ class GridQuantizer(Quantizer):
     def build(self, tensor_shape, name, layer):
         return {}
 
-    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it doubles the time of tracing
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing
     def __call__(self, inputs, training, weights, **kwargs):
         _check_float(inputs, type(self).__name__)
         wanted = getattr(inputs, "_cast_dtype", inputs.dtype)  # under mixed precision, what the layer computes in

@@ -126,9 +126,17 @@ def _split_activation(copier, layer, args, kwargs):
     """A layer and, behind it, its activation."""
     if layer.activation is keras.activations.linear:
         return None
+    _check_activation(layer)
+    return _activated(copier, copier.clone(layer, activation=None)(*args, **kwargs), layer)
+
+
+def _check_activation(layer):
     if isinstance(layer.activation, L.Layer):
         raise BadInput(f"model: expected a function for the activation of {layer.name!r}, received a layer; put the layer behind it")
-    outputs = copier.clone(layer, activation=None)(*args, **kwargs)
+
+
+def _activated(copier, outputs, layer):
+    """The activation of `layer` on what it gives without, as a layer."""
     name = f"{layer.name}_{re.sub(r'[^A-Za-z0-9_]', '', getattr(layer.activation, '__name__', 'activation'))}"
     activated = copier.activate(outputs, layer.activation, name)
     return copier.new(L.Activation, name, layer.activation)(outputs) if activated is None else activated
@@ -138,6 +146,7 @@ def _convolution_1d(copier, layer, args, kwargs):
     """A Conv1D, as a Conv2D on a row of an image of height 1."""
     if layer.padding == "causal" or layer.data_format != "channels_last":
         return _split_activation(copier, layer, args, kwargs)
+    _check_activation(layer)
     (x,) = args
     if id(x) not in copier.lifted:
         copier.lifted[id(x)] = copier.new(L.Reshape, f"{layer.name}_image", [1, -1, x.shape[-1]])(x)
@@ -146,9 +155,7 @@ def _convolution_1d(copier, layer, args, kwargs):
         config = {**layer.get_config(), **both, "activation": None, "name": copier.name(layer.name)}
         copier.made[id(layer)] = L.Conv2D.from_config(config)
         copier.sources[config["name"]] = layer
-    y = copier.lower(copier.made[id(layer)](copier.lifted[id(x)]), layer.name)
-    activated = copier.activate(y, layer.activation, f"{layer.name}_activation")
-    return copier.new(L.Activation, f"{layer.name}_activation", layer.activation)(y) if activated is None else activated
+    return _activated(copier, copier.lower(copier.made[id(layer)](copier.lifted[id(x)]), layer.name), layer)
 
 
 def _batch_norm(copier, layer, args, kwargs):

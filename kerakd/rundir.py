@@ -6,12 +6,11 @@ import pathlib
 import shutil
 import zipfile
 
-import h5py
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
-from kerakd.keras3 import from_keras3
+from kerakd.keras3 import from_keras3, version_of
 from kerakd.wrapper import quantize_scope
 
 KEEP = 2  # checkpoints a stage
@@ -159,7 +158,7 @@ def load_model(path):
     if not pathlib.Path(path).is_file():
         raise BadInput(f"model: expected a .keras or .h5 file, received {path}, which is not there")
     try:
-        if _keras_version(path).startswith("3"):
+        if version_of(path).startswith("3."):
             return from_keras3(path)
         with quantize_scope():
             return keras.models.load_model(path, compile=False, safe_mode=True)
@@ -167,13 +166,3 @@ def load_model(path):
         raise
     except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({str(error).splitlines()[0][:200]})") from error
-
-
-def _keras_version(path):
-    """The version of Keras that wrote a model file; "" where it does not say."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            return json.loads(archive.read("metadata.json")).get("keras_version", "") if "metadata.json" in archive.namelist() else ""
-    with h5py.File(path, "r") as file:
-        version = file.attrs.get("keras_version", "")
-        return version.decode() if isinstance(version, bytes) else version

@@ -37,6 +37,14 @@ def codes(made):
     return [quantizer.codes(tf.convert_to_tensor(kernel), variables).numpy() for kernel, quantizer, variables in oscillation.kernels(made)]
 
 
+def trained(made, rate, batch_size, epochs, **medicine):
+    """The Distiller that trained a student."""
+    distiller = kerakd.Distiller(student=made, mode="alone")
+    distiller.compile(keras.optimizers.SGD(rate), **medicine)
+    distiller.fit(IMAGES, LABELS, batch_size=batch_size, epochs=epochs, verbose=0)
+    return distiller
+
+
 def test_only_kernels_of_at_most_four_bits_are_watched():
     assert [kernel.name.split("/")[0] for kernel, _, _ in oscillation.kernels(student(kerakd.Interval(4)))] == ["deep", "wide"]  # the ends have 8 bits
     assert not oscillation.kernels(student(kerakd.Interval(5)))
@@ -106,19 +114,15 @@ def test_dampening_is_the_papers_and_pulls_at_the_kernels_alone():
 def test_dampening_brings_weights_to_the_middle_of_their_codes():
     def off_the_middle(dampening):
         made = student(kerakd.Interval(3))
-        distiller = kerakd.Distiller(student=made, mode="alone")
-        distiller.compile(keras.optimizers.SGD(0.05), dampening=dampening)
-        distiller.fit(IMAGES, LABELS, batch_size=8, epochs=5, verbose=0)
+        trained(made, 0.05, 8, 5, dampening=dampening)
         return float(oscillation.dampening(made))
 
     assert off_the_middle(1.0) < 0.5 * off_the_middle(None)
 
 
 def test_the_share_is_in_the_history_and_evaluate_does_not_know_it():
-    made = student(kerakd.Interval(2))
-    distiller = kerakd.Distiller(student=made, mode="alone")
-    distiller.compile(keras.optimizers.SGD(0.5), watch=True)
-    history = distiller.fit(IMAGES, LABELS, batch_size=4, epochs=4, verbose=0).history
+    distiller = trained(student(kerakd.Interval(2)), 0.5, 4, 4, watch=True)
+    history = distiller.history.history
     assert len(history["oscillating"]) == 4 and 0 < history["oscillating"][-1] < 1
     assert "oscillating" not in distiller.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
 
@@ -126,9 +130,7 @@ def test_the_share_is_in_the_history_and_evaluate_does_not_know_it():
 def test_freezing_lowers_the_share_of_weights_that_still_move():
     def changes(freezing):
         made = student(kerakd.Interval(2))
-        distiller = kerakd.Distiller(student=made, mode="alone")
-        distiller.compile(keras.optimizers.SGD(0.1), freezing=freezing)
-        distiller.fit(IMAGES, LABELS, batch_size=4, epochs=3, verbose=0)
+        distiller = trained(made, 0.1, 4, 3, freezing=freezing)
         before = codes(made)
         distiller.fit(IMAGES, LABELS, batch_size=4, epochs=1, verbose=0)
         return sum((a != b).sum() for a, b in zip(before, codes(made), strict=True))

@@ -318,4 +318,7 @@ def test_an_activation_without_a_name_of_its_own_and_one_that_is_a_layer():
     assert "c_lambda" in [layer.name for layer in copy.layers]
     with pytest.raises(BadInput, match="expected a function for the activation of 'p', received a layer"):
         simplify(keras.Model(inputs, L.Conv2D(2, 3, name="p", activation=L.PReLU())(inputs)))
+    row = keras.Input((8, 3))
+    with pytest.raises(BadInput, match="expected a function for the activation of 'r', received a layer"):
+        simplify(keras.Model(row, L.Conv1D(2, 3, name="r", activation=L.PReLU())(row)))
     assert simplify(keras.Model(inputs, tf.reduce_mean(inputs * 2.0, axis=None, keepdims=True)))
