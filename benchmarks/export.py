@@ -27,7 +27,7 @@ with kerakd.quiet.native_chatter_off():
     from export.tflite import float_file
     from kerakd import batchnorm, models, rundir
     from kerakd.tflite import runtime
-    from kerakd.wrapper import QuantizedLayer
+    from kerakd.tflite.codes import ideal_bytes
 
 SHAPE, CLASSES = (224, 224, 3), 1000
 PROVED = 4  # images of the proof
@@ -71,16 +71,6 @@ def stock_file(net):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         return converter.convert()
-
-
-def ideal_bytes(model):
-    """Bytes of the kernels alone, each weight in the bits of its trained codes: 8 in the first and the last layer, 4 or 2 between them."""
-    bits = 0
-    for layer in model.layers:
-        for kernel, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
-            low, high = quantizer.levels()
-            bits += kernel.shape.num_elements() * (high - low).bit_length()
-    return bits / 8
 
 
 def prove(path):

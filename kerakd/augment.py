@@ -72,7 +72,8 @@ def whole_flip(image, size, seed):
 
 def _box(image, begin, extent, size, seed, mirrored=True):
     zero = tf.zeros([1], begin.dtype)
-    crop = _resize(tf.slice(image, tf.concat([begin, zero], 0), tf.concat([extent, zero - 1], 0)), size)
+    box = tf.slice(image, tf.concat([begin, zero], 0), tf.concat([extent, zero - 1], 0))
+    crop = _resize(tf.ensure_shape(box, [None, None, image.shape[-1]]), size)
     return tf.image.stateless_random_flip_left_right(crop, seed + [0, 1]) if mirrored else crop
 
 

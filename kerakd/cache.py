@@ -12,6 +12,7 @@ import tensorflow as tf
 from kerakd.errors import BadInput
 from kerakd.rundir import write_aside
 
+KINDS = ("logits", "marks")  # of an epoch's files
 TOLERANCE = 1e-3  # of a logit, of the largest one: what another batch of operations on another machine may give
 
 
@@ -57,17 +58,24 @@ class TeacherCache:
             except OSError as error:
                 raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
 
+        for path in self.folder.glob("epoch_*.*"):  # now, and not from within a pipeline
+            if path.stat().st_size:
+                _check_size(path, *self._layout(path.suffix[1:]))
+
+    def _layout(self, kind):
+        """(dtype, shape) of an epoch's file."""
+        return {"logits": (np.float32, (self.batches, *self.shape)), "marks": (np.uint8, (self.batches,))}[kind]
+
     def _epoch(self, epoch):
         """(logits [batches, ...], marks [batches]) of an epoch, on disk."""
         with self._lock:
             if epoch not in self._open:
                 for other in set(self._open) - {epoch - 1}:
                     del self._open[other]
-                paths = [self.folder / f"epoch_{epoch:05d}.{kind}" for kind in ("logits", "marks")]
+                paths = [self.folder / f"epoch_{epoch:05d}.{kind}" for kind in KINDS]
                 if not paths[0].exists():
                     paths[1].unlink(missing_ok=True)  # marks of logits that somebody deleted
-                sizes = [(np.float32, (self.batches, *self.shape)), (np.uint8, (self.batches,))]
-                self._open[epoch] = [_array(path, dtype, shape) for path, (dtype, shape) in zip(paths, sizes, strict=True)]
+                self._open[epoch] = [_array(path, *self._layout(kind)) for path, kind in zip(paths, KINDS, strict=True)]
             return self._open[epoch]
 
     def read(self, epoch, batch):
@@ -125,9 +133,18 @@ class TeacherCache:
 
 def _read(label):
     try:
-        return json.loads(label.read_text())
-    except ValueError as error:
-        raise BadInput(f"teacher_cache: expected what its logits were made from in {label}, received something damaged; take another folder") from error
+        there = json.loads(label.read_text())
+    except ValueError:
+        there = None
+    if not isinstance(there, dict):
+        raise BadInput(f"teacher_cache: expected what its logits were made from in {label}, received something damaged; take another folder")
+    return there
+
+
+def _check_size(path, dtype, shape):
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if path.stat().st_size != size:
+        raise BadInput(f"teacher_cache: expected {size} bytes in {path}, received {path.stat().st_size}; delete it, its epoch is computed again")
 
 
 def _array(path, dtype, shape):
@@ -141,6 +158,5 @@ def _array(path, dtype, shape):
                 raise BadInput(
                     f"teacher_cache: expected {size} bytes for {path}, received an error ({error.strerror}); free some, or take another folder"
                 ) from error
-    if path.stat().st_size != size:
-        raise BadInput(f"teacher_cache: expected {size} bytes in {path}, received {path.stat().st_size}; delete it, its epoch is computed again")
+    _check_size(path, dtype, shape)
     return np.memmap(path, dtype, "r+", shape=shape)

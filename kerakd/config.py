@@ -107,7 +107,10 @@ class Config:
                 raise BadInput(f"--{who}_width: expected none beside a file, received {getattr(self, f'{who}_width')}; the file's network is as it is")
         self._check_teachers()
         self._check_phases()
-        self._check_views()
+        self._check_schedule()
+        self._check_learning()
+        self._check_labels()
+        self._check_frozen()
         self.hints()
         self.scheme()
 
@@ -147,28 +150,18 @@ class Config:
     def _asked(self):
         return [int(text.partition(":")[2]) for text in self.phase]
 
-    def _check_views(self):
-        """What labels, mixing and frozen teachers ask of each other."""
-        learns = [mode for mode, _ in self.phases() if MODES[mode].teacher_learns]
+    def _check_schedule(self):
         first = self._asked()[0] if self.restart else sum(self._asked())
         if self.warmup_epochs >= first:
             raise BadInput(f"--warmup_epochs: expected less than the {first} epochs that follow, received {self.warmup_epochs:g}")
+
+    def _check_learning(self):
+        """What a teacher that learns can't have."""
+        learns = [mode for mode, _ in self.phases() if MODES[mode].teacher_learns]
         if learns and (len(self.teacher) > 1 or any(one.size for one in self.teachers()) or self.hint):
             raise BadInput(
                 f"--teacher: expected one at the student's size and no --hint in phase {learns[0]!r}, in which it learns, received {', '.join(self.teacher)}"
             )
-        if self.hint and not self.taught():
-            raise BadInput("--hint: expected a phase with a teacher, received none")
-        if self.soft_loss == "dkd" and (self.mixup or self.transfer_dataset):
-            raise BadInput("--soft_loss: expected one without labels beside --mixup or --transfer_dataset, received 'dkd'; take kl")
-        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset}
-        for name in (name for name, given in unlabelled.items() if given):
-            labels = [mode for mode, _ in self.phases() if not MODES[mode].teacher]
-            if labels or learns or self.hard_weight != 0 or self.compare:
-                raise BadInput(
-                    f"--{name}: expected phases that learn from a frozen teacher alone, --hard_weight=0 and no --compare, received "
-                    f"{', '.join(self.phase)}, --hard_weight={self.hard_weight}; its images have no labels of their own"
-                )
         for name, given in (("view", augment.view(self.view).fixed), ("teacher_cache", self.teacher_cache)):
             if given and (learns or not self.taught()):
                 raise BadInput(f"--{name}: expected phases with a frozen teacher for {getattr(self, name)!r}, received {', '.join(self.phase)}")
@@ -176,6 +169,26 @@ class Config:
             raise BadInput(
                 f"--view: expected one that teacher and student share in phase {learns[0]!r}, received {self.view!r}; take same/ic, or one without a slash"
             )
+
+    def _check_labels(self):
+        """What images without labels, or mixed ones, can't teach."""
+        if self.soft_loss == "dkd" and (self.mixup or self.transfer_dataset):
+            raise BadInput("--soft_loss: expected one without labels beside --mixup or --transfer_dataset, received 'dkd'; take kl")
+        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset}
+        for name in (name for name, given in unlabelled.items() if given):
+            labels = [mode for mode, _ in self.phases() if not MODES[mode].teacher]
+            if labels or any(MODES[mode].teacher_learns for mode, _ in self.phases()) or self.hard_weight != 0 or self.compare:
+                raise BadInput(
+                    f"--{name}: expected phases that learn from a frozen teacher alone, --hard_weight=0 and no --compare, received "
+                    f"{', '.join(self.phase)}, --hard_weight={self.hard_weight}; its images have no labels of their own"
+                )
+        if self.hard_weight == 0 and any(not MODES[mode].teacher for mode, _ in self.phases()):
+            raise BadInput("--hard_weight: expected more than 0 for a phase without a teacher, received 0; it would learn nothing")
+
+    def _check_frozen(self):
+        """What is known of a frozen teacher beforehand, and what is not."""
+        if self.hint and not self.taught():
+            raise BadInput("--hint: expected a phase with a teacher, received none")
         if self.teacher_cache and (augment.view(self.view).fixed or self.hint):
             raise BadInput(
                 "--teacher_cache: expected no fixed view and no --hint beside it, received one; a fixed view is computed once anyway, features are not kept"
@@ -184,9 +197,6 @@ class Config:
             raise BadInput(f"--teacher: expected no size with the fixed view {self.view!r}, received one; take ind/ic or same/ic")
         if augment.view(self.view).fixed and self.hint:
             raise BadInput(f"--hint: expected a view of which the teacher is asked, received {self.view!r}; take same/ic, or another that is not fixed")
-
-        if self.hard_weight == 0 and any(not MODES[mode].teacher for mode, _ in self.phases()):
-            raise BadInput("--hard_weight: expected more than 0 for a phase without a teacher, received 0; it would learn nothing")
 
     def teachers(self):
         """[Teacher], their sizes shrunk."""

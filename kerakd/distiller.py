@@ -13,7 +13,7 @@ from kerakd.errors import BadInput
 from kerakd.graph import check_functional
 from kerakd.hints import Hints
 from kerakd.modes import mode_named
-from kerakd.scheme import check_logits
+from kerakd.scheme import check_logits, is_quantized
 
 ENSEMBLES = ("sum", "mean")
 
@@ -147,10 +147,12 @@ class Distiller(keras.Model):
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen.
+        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile where XLA can't follow.
         """
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
+        if kwargs.get("jit_compile") and (is_quantized(self.student) or self.teacher_cache is not None):
+            raise BadInput("jit_compile: expected False with a quantized student or a teacher_cache, received True; XLA has no kernels for what they need")
         super().compile(optimizer=optimizer, loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
         self.teacher_optimizer = teacher_optimizer and keras.optimizers.get(teacher_optimizer)
         if dampening is not None:
@@ -211,7 +213,7 @@ class Distiller(keras.Model):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = x if isinstance(x, dict) else {"student": x}
-        heard, theirs = self._heard(x) if self.mode.teacher and not self.mode.teacher_learns else ([], [])
+        heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
         with tf.GradientTape(persistent=True) as tape:
             logits, *mine = self.hints.student(x["student"], training=True) if theirs else [self.student(x["student"], training=True)]
             if self.mode.teacher_learns:
@@ -309,15 +311,20 @@ class Distiller(keras.Model):
 
     def _groups(self):
         """[(optimizer, its variables)] of the student."""
-        own = (("activation_interval", self.activation_interval_optimizer), ("kernel_interval", self.weight_interval_optimizer))
+        own = {"activation_interval": self.activation_interval_optimizer, "kernel_interval": self.weight_interval_optimizer}
         by_optimizer = {}
         for variable in self.learning_variables:
-            optimizer = next((o for name, o in own if o is not None and name in variable.name), self.optimizer)
+            optimizer = own.get(interval_kind(variable)) or self.optimizer
             by_optimizer.setdefault(id(optimizer), (optimizer, []))[1].append(variable)
         return list(by_optimizer.values())
 
 
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
+
+
+def interval_kind(variable):
+    """ "activation_interval", "kernel_interval", or None for what is no learned interval."""
+    return next((kind for kind in ("activation_interval", "kernel_interval") if kind in variable.name), None)
 
 
 def _node(message):

@@ -16,6 +16,11 @@ class Mode:
     soft_weight: float
     paper: str
 
+    @property
+    def frozen_teacher(self):
+        """Whether there is a teacher, and it does not learn."""
+        return self.teacher and not self.teacher_learns
+
 
 MODES = {
     "alone": Mode(False, False, False, 1.0, 0.0, "plain training; QKD self-studying"),

@@ -1,6 +1,7 @@
 """The teachers of a run: which networks, how each takes its images, and what those say that always see the same."""
 
 import dataclasses
+import math
 
 import numpy as np
 import tensorflow as tf
@@ -46,15 +47,17 @@ class Teacher:
         made = cls(network, **given)
         if made.values not in VALUES:
             raise BadInput(f"--teacher: expected values among {', '.join(VALUES)}, received {made.values!r}")
-        if made.size < 0 or not made.weight > 0:
+        if made.size < 0 or not 0 < made.weight < math.inf:
             raise BadInput(f"--teacher: expected a size of 0 or more and a weight above 0, received {text!r}")
         return made
 
     def prepared(self, model):
-        """`model` on views in -1..1."""
+        """`model` on views in -1..1. Raises: BadInput for values of three channels where the images have others."""
         if VALUES[self.values] is None:
             return model
         scale, offset = VALUES[self.values]
+        if isinstance(scale, list) and model.input_shape[-1] != len(scale):
+            raise BadInput(f"--teacher: expected images of {len(scale)} channels for values={self.values}, received {model.input_shape[-1]}; take 0..1 or so")
         images = keras.Input(model.input_shape[1:])
         return keras.Model(images, model(keras.layers.Rescaling(scale, offset)(images)), name=f"{model.name}_on_views")
 

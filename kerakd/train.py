@@ -19,7 +19,7 @@ with quiet.native_chatter_off():
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
     from kerakd.config import is_file
-    from kerakd.distiller import Distiller
+    from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput
     from kerakd.hints import Hints
     from kerakd.lessons import Lessons
@@ -140,7 +140,7 @@ class Training:
 
     def steps(self, phases):
         """How many each phase has."""
-        return [epochs * self.lessons.batches(MODES[mode].teacher and not MODES[mode].teacher_learns) for mode, epochs in phases]
+        return [epochs * self.lessons.batches(MODES[mode].frozen_teacher) for mode, epochs in phases]
 
     def compile(self, distiller, stage, quantized):
         """Gives the distiller its optimizers, each built for its variables; returns those, for the checkpoint."""
@@ -148,8 +148,8 @@ class Training:
         rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
         groups = {"optimizer": []}
         for variable in distiller.learning_variables:
-            kind = next((k for k, rate in rates.items() if rate is not None and k in variable.name), "optimizer")
-            groups.setdefault(kind, []).append(variable)
+            kind = interval_kind(variable)
+            groups.setdefault("optimizer" if rates.get(kind) is None else kind, []).append(variable)
         made = {kind: self.optimizer(rates.get(kind, c.learning_rate), stage.phases, variables) for kind, variables in groups.items()}
         if any(MODES[mode].teacher_learns for mode, _ in stage.phases):
             learning = [(mode, epochs) for mode, epochs in stage.phases if MODES[mode].teacher_learns]
@@ -181,7 +181,9 @@ class Training:
         quantized = stage.name.split("_")[0] not in ("teacher", "float")
         distiller = self.distiller(stage, student, teachers)
         objects = {"student": student, **self.compile(distiller, stage, quantized)}
-        objects |= {f"teacher_{k}" if k else "teacher": teacher for k, teacher in enumerate(teachers)}
+        learns = any(MODES[mode].teacher_learns for mode, _ in stage.phases)
+        if learns:  # a frozen one is read again
+            objects["teacher"] = teachers[0]
         if distiller.hints is not None:
             objects |= {f"projector_{k}": projector for k, projector in enumerate(distiller.hints.projectors) if projector is not None}
         done = self.directory.restore(stage.name, objects)
@@ -195,7 +197,7 @@ class Training:
             if first < ended:
                 distiller.enter(mode)
                 self.fit(distiller, stage, objects, first, ended)
-        if any(MODES[mode].teacher_learns for mode, _ in stage.phases):
+        if learns:
             self.directory.save_model(f"{stage.name}_teacher", teachers[0])
         # last, as its presence says to a resumed run that the stage is done
         self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
@@ -212,7 +214,7 @@ class Training:
 
     def fit(self, distiller, stage, objects, first, ended):
         c, total = self.config, sum(epochs for _, epochs in stage.phases)
-        frozen = distiller.mode.teacher and not distiller.mode.teacher_learns
+        frozen = distiller.mode.frozen_teacher
         views = self.lessons.heard(distiller, stage.seed, first, ended) if frozen else self.lessons.views(stage.seed, first, ended, size=stage.size)
         steps = self.lessons.batches(frozen)
         callbacks = [Keep(self.directory, stage.name, objects, last=total), Progress(stage.title, steps, c.batch_size, first, total)]

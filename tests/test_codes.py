@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from networks import randomize
 
 import kerakd
 from kerakd import BadInput, Interval, KBit, Scheme, Ternary
@@ -48,15 +49,7 @@ def made(scheme):
     x = L.ReLU()(normed(L.DepthwiseConv2D(3, padding="same", name="depthwise"), x))
     x = L.BatchNormalization(name="norm")(L.AveragePooling2D(2, name="average")(x))
     net = keras.Model(inputs, L.Dense(5, name="logits")(L.Flatten()(x)))
-    rng = np.random.default_rng(0)
-    for layer in net.layers:
-        if isinstance(layer, L.BatchNormalization):
-            c = layer.gamma.shape[0]
-            gamma = rng.uniform(0.3, 2, c) * np.where(np.arange(c) % 3 == 1, -1, 1)
-            layer.set_weights([gamma, rng.normal(0, 0.5, c), rng.normal(0, 0.5, c), rng.uniform(0.3, 2, c)])
-        elif getattr(layer, "use_bias", False):
-            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
-    student = kerakd.quantize(net, scheme)
+    student = kerakd.quantize(randomize(net), scheme)
     kerakd.calibrate(student, noise(32, seed=9))
     return student
 

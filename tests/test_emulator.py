@@ -6,6 +6,7 @@ import types
 import numpy as np
 import pytest
 import tf_keras as keras
+from networks import randomize
 
 import kerakd
 from kerakd import BadInput, Interval, Scheme, Ternary, emulate
@@ -115,18 +116,10 @@ def noise(count, shape, seed=0):
 def student(net, scheme):
     """A calibrated student whose BatchNorms and biases are as a training leaves them."""
     keras.utils.set_random_seed(0)
-    rng = np.random.default_rng(0)
     body, shape = NETS[net]
     inputs = keras.Input(shape)
     model = keras.Model(inputs, L.Dense(5)(L.Flatten()(body(inputs))))
-    for layer in model.layers:
-        if isinstance(layer, L.BatchNormalization):
-            c = layer.gamma.shape[0]
-            gamma = rng.uniform(0.3, 2, c) * np.where(np.arange(c) % 3 == 1, -1, 1)
-            layer.set_weights([gamma, rng.normal(0, 0.5, c), rng.normal(0, 0.5, c), rng.uniform(0.3, 2, c)])
-        elif getattr(layer, "use_bias", False):
-            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
-    made = kerakd.quantize(model, SCHEMES[scheme])
+    made = kerakd.quantize(randomize(model), SCHEMES[scheme])
     kerakd.calibrate(made, noise(64, shape, seed=9))
     return made
 

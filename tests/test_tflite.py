@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from networks import randomize
 
 import kerakd
 from kerakd import BadInput, Interval, KBit, Scheme, Ternary
@@ -51,19 +52,6 @@ def residual_net():
     x = L.ReLU(name="add_relu")(L.Add(name="add")([y, x]))
     x = L.GlobalAveragePooling2D(name="pool")(conv(x, 8, "last_conv", stride=2))
     return keras.Model(inputs, L.Dense(5, name="logits")(x))
-
-
-def randomize(net, seed=0):
-    """Random BatchNorm statistics, negative gammas among them, and random biases, as a training leaves them."""
-    rng = np.random.default_rng(seed)
-    for layer in net.layers:
-        if isinstance(layer, L.BatchNormalization):
-            c = layer.gamma.shape[0]
-            gamma = rng.uniform(0.3, 2, c) * np.where(np.arange(c) % 3 == 1, -1, 1)
-            layer.set_weights([gamma, rng.normal(0, 0.5, c), rng.normal(0, 0.5, c), rng.uniform(0.3, 2, c)])
-        elif getattr(layer, "use_bias", False):
-            layer.bias.assign(rng.normal(0, 0.3, layer.bias.shape))
-    return net
 
 
 def made_student(net, scheme, seed=0):
