@@ -172,8 +172,25 @@ class Distiller(keras.Model):
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
+        self._create_variables(x, y)
         with self._explained():
             return super().fit(x, y, *args, **kwargs)
+
+    def _create_variables(self, x, y):
+        """Those of optimizers and metrics, where labels are known: a step that creates variables is traced twice, which takes seconds."""
+        if isinstance(x, tf.data.Dataset):
+            y = x.element_spec[1] if isinstance(x.element_spec, tuple) and len(x.element_spec) > 1 else None
+        if not self.compiled or not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
+            return
+        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer else [])
+        for optimizer, variables in learners:
+            if isinstance(optimizer, keras.optimizers.Optimizer):  # a legacy one makes them itself
+                optimizer.build(variables)
+        logits = tf.zeros([1, *self.student.output_shape[1:]])
+        if not self.compiled_metrics.built:
+            self.compiled_metrics.build(logits, tf.zeros([1, *(size or 1 for size in y.shape[1:])], y.dtype))
+        if not self.compiled_loss.built:
+            self.compiled_loss.build(logits)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput for labels outside the classes."""

@@ -15,10 +15,19 @@ def predictions(predictor, batches):
     return np.concatenate([predictor(images, training=False).numpy() for images, _ in batches])
 
 
+def labels_of(batches):
+    """int64 [n]."""
+    return np.concatenate([np.asarray(labels) for _, labels in batches])
+
+
 def accuracy(predictor, batches):
     """The share of the images whose largest logit is their label's; batches as of `predictions`."""
-    labels = np.concatenate([np.asarray(labels) for _, labels in batches])
-    return float(np.mean(predictions(predictor, batches).argmax(-1) == labels))
+    return top1(predictions(predictor, batches), labels_of(batches))
+
+
+def top1(logits, labels):
+    """The share of rows of `logits` [n, C] whose largest is that of `labels` [n]."""
+    return float(np.mean(np.asarray(logits).argmax(-1) == labels))
 
 
 def agreement(student, teacher):

@@ -113,10 +113,13 @@ class Training:
         net = self.build(self.config.student, self.config.student_width, fresh=not self.config.from_float())
         if self.config.float_epochs and self.config.from_float():
             net.set_weights(self.directory.load_model("float").get_weights())
-        student = quantize(net, self.config.scheme())
         batch = min(self.config.calibration_images, self.train.count)
         views = data.training(self.train, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
-        calibrate(student, next(iter(views))[0], self.config.calibration)
+        images = next(iter(views))[0]
+        if not self.config.from_float():  # statistics that nothing was seen with would let tensors grow from block to block, unlike in training
+            batchnorm.reestimate(net, [images[at : at + self.config.batch_size] for at in range(0, batch, self.config.batch_size)])
+        student = quantize(net, self.config.scheme())
+        calibrate(student, images, self.config.calibration)
         return student
 
     def make_teacher(self, one):
@@ -231,17 +234,6 @@ class Training:
             callbacks=callbacks,
         )
 
-    def say_agreement(self, stages):
-        """A line for each taught student: how near it is to its first teacher, as that ended, on the test images."""
-        one = self.config.teachers()[0]
-        for stage in stages:
-            if stage.name.split("_")[0] == "taught":
-                learned = self.directory.has_model(f"{stage.name}_teacher")
-                teacher = self.directory.load_model(f"{stage.name}_teacher") if learned else self.teachers()[0]
-                student = self.directory.load_model(stage.name)
-                said = [evaluate.predictions(student, self.testing), evaluate.predictions(teacher, self.tests(one.size))]
-                print(f"{stage.title}: with its teacher " + "  ".join(f"{name} {value:.4f}" for name, value in evaluate.agreement(*said).items()))
-
     def tests(self, size=0):
         """The test images in order at a size, 0 the student's, kept in memory where they are few."""
         return data.testing(self.test, size=(size, size) if size else self.shape[:2], keep=True)
@@ -249,19 +241,37 @@ class Training:
     def accuracy(self, model, size=0):
         return evaluate.accuracy(model, self.tests(size) if size else self.testing)
 
+    def networks(self, stages):
+        """[(name, a function that gives the model, size of its images)] of all that the run's table says: files first, then the stages."""
+        c, found = self.config, []
+        if is_file(c.student) and c.from_float() and not c.float_epochs:
+            found.append(("float", lambda: self.build(c.student, 1.0), 0))
+        for k, one in enumerate(c.teachers()):
+            if is_file(one.network):
+                found.append((teacher_name(k), lambda k=k: self.teachers()[k], one.size))
+        return found + [(stage.name, functools.partial(self.directory.load_model, stage.name), stage.size) for stage in stages]
+
+    def measure(self, stages):
+        """{network: test accuracy}; prints how near each taught student is to its first teacher, as that ended."""
+        titles = {stage.name: stage.title for stage in stages if stage.name.split("_")[0] == "taught" and self.config.taught()}
+        results, labels, teacher = {}, evaluate.labels_of(self.testing), None
+        for name, model, size in self.networks(stages):
+            logits = evaluate.predictions(model(), self.tests(size))
+            results[name] = evaluate.top1(logits, labels)
+            teacher = logits if name == teacher_name(0) else teacher
+            if name in titles:
+                learned = f"{name}_teacher"
+                told = evaluate.predictions(self.directory.load_model(learned), self.testing) if self.directory.has_model(learned) else teacher
+                print(f"{titles[name]}: with its teacher " + "  ".join(f"{what} {value:.4f}" for what, value in evaluate.agreement(logits, told).items()))
+        return results
+
     def run(self):
         """Trains what is not trained yet; returns {stage: test accuracy}."""
         c, stages = self.config, self.stages()
         for stage in stages:
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
-        results = {stage.name: self.accuracy(self.directory.load_model(stage.name), stage.size) for stage in stages}
-        given = {teacher_name(k): (k, one.size) for k, one in enumerate(c.teachers()) if is_file(one.network)}
-        results = {**{name: self.accuracy(self.teachers()[k], size) for name, (k, size) in given.items()}, **results}
-        if is_file(c.student) and c.from_float() and not c.float_epochs:
-            results = {"float": self.accuracy(self.build(c.student, 1.0)), **results}
-        if c.taught():
-            self.say_agreement(stages)
+        results = self.measure(stages)
         report.curves(self.directory.metrics(), self.directory.path / "curves.png")
         self.directory.save_results(results)
         return results

@@ -1,5 +1,8 @@
 """Every configuration parses, carries its header, and trains under smoke.cfg, then again from its own flags.cfg."""
 
+import subprocess
+import sys
+
 import pytest
 from conftest import ROOT, run_program
 
@@ -43,6 +46,15 @@ def again(path, tmp_path, data_dir):
 
 def test_a_configuration_runs_again_from_its_own_flags(tmp_path, data_dir):
     again(ROOT / "configs/digits_ternary.cfg", tmp_path, data_dir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_takes_a_real_step_at_its_real_size(path, tmp_path, capsys):
+    done = subprocess.run([sys.executable, ROOT / "tests/real_step.py", path, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with capsys.disabled():
+        print("\n" + done.stdout, end="")
 
 
 @pytest.mark.slow

@@ -1,0 +1,42 @@
+"""Two real steps of each phase (the first of a warm-up has rate 0) of a configuration, at its real resolution, class count and networks, on two synthetic images.
+
+python tests/real_step.py CONFIG.cfg WORKDIR    prints a line with the seconds of each phase and the peak memory.
+"""
+
+import pathlib
+import resource
+import sys
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
+
+from kerakd import train  # noqa: E402  (it keeps TensorFlow quiet)
+from kerakd.config import parse  # noqa: E402
+from kerakd.rundir import RunDirectory  # noqa: E402
+
+BATCH = 2
+
+
+def main(path, workdir):
+    flags = (f"--flagfile={path}", "--synthetic", f"--batch_size={BATCH}", f"--calibration_images={BATCH}", "--ensemble_views=1", "--batchnorm_batches=0")
+    config, _ = parse(["x", *flags, f"--data_dir={workdir}"])
+    training = train.Training(config, RunDirectory(workdir))
+    stage = training.stages()[-1]
+    student, teachers = stage.make()
+    distiller = training.distiller(stage, student, teachers)
+    training.compile(distiller, stage, quantized=True)
+    before, took = [weight.copy() for weight in student.get_weights()], []
+    for mode, _ in stage.phases:
+        started = time.perf_counter()
+        distiller.enter(mode)
+        views = training.lessons.heard(distiller, 0, 0, 1) if distiller.mode.frozen_teacher else training.lessons.views(0, 0, 1)
+        logs = distiller.fit(views, steps_per_epoch=2, epochs=1, verbose=0).history
+        assert all(abs(values[0]) < float("inf") for values in logs.values()), logs
+        took.append(f"{mode} {time.perf_counter() - started:.0f} s")
+    assert any((now != then).any() for now, then in zip(student.get_weights(), before, strict=True)), "the step moved no weight"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{pathlib.Path(path).stem}: images {training.shape}, {training.train.classes} classes, {', '.join(took)}, peak {peak:.1f} GB")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
