@@ -2,6 +2,7 @@
 
 import sys
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
@@ -52,3 +53,18 @@ def warn_of_temperature(student, temperature, teachers):
                     file=sys.stderr,
                 )
                 return
+
+
+def first_not_finite(model, images):
+    """Where a functional model first has NaN or infinity for a batch of images: "the weights of NAME" or NAME of a layer, None if nowhere.
+
+    The model is run in training mode, so that its BatchNorm statistics move.
+    """
+    for layer in model.layers:
+        if any(not np.isfinite(weight).all() for weight in layer.get_weights() if np.issubdtype(weight.dtype, np.floating)):
+            return f"the weights of {layer.name!r}"
+    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers])(images, training=True)
+    for layer, output in zip(model.layers, outputs if len(model.layers) > 1 else [outputs], strict=True):
+        if any(not np.isfinite(np.asarray(tensor, np.float32)).all() for tensor in tf.nest.flatten(output)):
+            return repr(layer.name)
+    return None

@@ -9,7 +9,7 @@ import tf_keras as keras
 from kerakd import losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.checks import check_labels, check_teacher, warn_of_temperature
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
 from kerakd.hints import Hints
 from kerakd.modes import mode_named
@@ -166,7 +166,11 @@ class Distiller(keras.Model):
         return self.student(inputs, training=training)
 
     def fit(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.fit`. Raises: BadInput for a student without calibrated intervals, or labels outside the classes."""
+        """As `keras.Model.fit`.
+
+        Raises: BadInput for a student without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
+            is not finite, before it changes any weight.
+        """
         missing = uncalibrated(self.student)
         if missing:
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
@@ -205,10 +209,10 @@ class Distiller(keras.Model):
             yield
         except tf.errors.InvalidArgumentError as error:
             if "input_min nan" in error.message:
-                raise BadInput(
-                    f"student: expected finite weights and intervals, received NaN in {_node(error.message)}; the training diverged: take a smaller "
-                    "learning rate, above all for intervals (activation_interval_optimizer), or Interval(gradient_scale=True)"
-                ) from error
+                raise Diverged(_DIVERGED.format("student: expected finite weights and intervals", f"NaN in {_node(error.message)}")) from error
+            found = re.search(rf"{_LOSS} : Tensor had (.*) values", error.message)
+            if found:
+                raise Diverged(_DIVERGED.format("loss: expected a finite one", f"{found[1]} (no weight was changed by this step)")) from error
             if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
                 raise
             classes = self.student.output_shape[-1]
@@ -243,10 +247,12 @@ class Distiller(keras.Model):
             if self.dampening is not None:
                 loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
             teacher_loss = self._teacher_loss(y, heard, logits, sample_weight) if self.mode.teacher_learns else None
-        for optimizer, variables in self._groups():
-            optimizer.minimize(loss, variables, tape=tape)
+        with tf.control_dependencies([tf.debugging.check_numerics(loss if teacher_loss is None else loss + teacher_loss, _LOSS)]):
+            for optimizer, variables in self._groups():
+                optimizer.minimize(loss, variables, tape=tape)
+            if teacher_loss is not None:
+                self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
         if teacher_loss is not None:
-            self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
             self._trackers["teacher_loss"].update_state(teacher_loss)
         if self.watch is not None:
             self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
@@ -336,6 +342,11 @@ class Distiller(keras.Model):
         return list(by_optimizer.values())
 
 
+_LOSS = "loss of a training step"
+_DIVERGED = (
+    "{}, received {}; the training diverged: take a smaller learning rate, above all for intervals "
+    "(activation_interval_optimizer), or Interval(gradient_scale=True)"
+)
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
 
 

@@ -6,3 +6,7 @@ class BadInput(ValueError):
 
     The programs print it as one line and exit with status 2; nothing was written or changed.
     """
+
+
+class Diverged(BadInput):
+    """Raised where the loss of a training step, or a weight or interval that it reads, is not a finite number; the step changes no weight."""

@@ -45,7 +45,10 @@ class Lessons:
         return seed if self.config.view_seed is None else self.config.view_seed
 
     def views(self, seed, first, ended, frozen=False, size=0, **extra):
-        """Training batches of epochs first..ended-1, as `data.training` makes them; size: of the student's views, 0 for the run's."""
+        """Training batches of epochs first..ended-1 (first_batch: from that of the first epoch on), as `data.training` makes them.
+
+        size: of the student's views, 0 for the run's.
+        """
         c, size = self.config, (size, size) if size else self.shape[:2]
         taught = {"teacher_sizes": [(one.size,) * 2 if one.size else self.shape[:2] for one in c.teachers()], "mixup": c.mixup} if frozen else {}
         images = self.transfer if frozen else self.images
@@ -58,13 +61,17 @@ class Lessons:
         views = self.views(seed, epoch + 1, epoch + 1 + -(-count // self.batches(frozen)), frozen, size).take(count)
         return (x["student"] if isinstance(x, dict) else x for x, *_ in views)
 
-    def heard(self, distiller, seed, first, ended):
+    def indices(self, seed, epoch, batch, frozen):
+        """Which images of the split are in a batch."""
+        return data.indices(self.transfer if frozen else self.images, self._seed(seed), epoch, batch, self.config.batch_size)
+
+    def heard(self, distiller, seed, first, ended, first_batch=0):
         """`views` of a phase with frozen teachers, with what is known of their logits. Raises: BadInput for a cache that they contradict."""
         if augment.view(self.config.view).fixed:
-            return self.views(seed, first, ended, frozen=True, fixed_logits=self._fixed(distiller.teachers))
+            return self.views(seed, first, ended, frozen=True, first_batch=first_batch, fixed_logits=self._fixed(distiller.teachers))
         if distiller.teacher_cache is None:
-            return self.views(seed, first, ended, frozen=True)
-        views = distiller.teacher_cache.join(self.views(seed, first, ended, frozen=True, places=True))
+            return self.views(seed, first, ended, frozen=True, first_batch=first_batch)
+        views = distiller.teacher_cache.join(self.views(seed, first, ended, frozen=True, first_batch=first_batch, places=True))
         distiller.teacher_cache.check(views, distiller.ask)
         return views
 

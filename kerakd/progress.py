@@ -14,20 +14,19 @@ class Progress(keras.callbacks.Callback):
         title: of the stage.
         steps: in an epoch.
         batch_size: to say images a second.
-        first_epoch: epochs that were done before.
+        done: steps that were done before.
         epochs: of the whole stage, to say the time left.
     """
 
-    def __init__(self, title, steps, batch_size, first_epoch, epochs):
+    def __init__(self, title, steps, batch_size, done, epochs):
         super().__init__()
-        self.title, self.steps, self.batch_size, self.first_epoch, self.epochs = title, steps, batch_size, first_epoch, epochs
+        self.title, self.steps, self.batch_size, self.done, self.epochs = title, steps, batch_size, done, epochs
         self.bar = None
 
     def on_train_begin(self, logs=None):
         self.started, self.images = time.monotonic(), 0
-        done = self.first_epoch * self.steps
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
-        self.bar = tqdm.tqdm(total=self.epochs * self.steps, initial=done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
+        self.bar = tqdm.tqdm(total=self.epochs * self.steps, initial=self.done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
 
     def on_train_batch_end(self, batch, logs=None):
         self.bar.update()

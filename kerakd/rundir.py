@@ -6,14 +6,13 @@ import pathlib
 import shutil
 import zipfile
 
+import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
 from kerakd.keras3 import from_keras3, version_of
 from kerakd.wrapper import quantize_scope
-
-KEEP = 2  # checkpoints a stage
 
 
 def write_aside(path, write):
@@ -83,19 +82,25 @@ class RunDirectory:
     def metrics(self):
         """[{"stage", "epoch", ...}] in the order of training."""
         path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]  # a line without its end was cut off when the run was
 
     def keep_metrics(self, stage, epochs):
-        """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know."""
-        rows = self.metrics()
-        kept = [row for row in rows if row["stage"] != stage or row["epoch"] < epochs]
-        if rows != kept:
-            write_aside(self.path / "metrics.jsonl", lambda aside: aside.write_text("".join(json.dumps(row) + "\n" for row in kept)))
+        """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
+        path, rows = self.path / "metrics.jsonl", self.metrics()
+        text = "".join(json.dumps(row) + "\n" for row in rows if row["stage"] != stage or row["epoch"] < epochs)
+        if path.exists() and path.read_text() != text:
+            write_aside(path, lambda aside: aside.write_text(text))
 
     def add_metrics(self, stage, epoch, values):
+        """Adds a line. Raises: BadInput if it can't be written."""
         row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in sorted(values.items())}}
-        with open(self.path / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise _unwritten(path, error) from error
 
     def model_path(self, name):
         return self.path / "models" / f"{name}.keras"
@@ -104,7 +109,11 @@ class RunDirectory:
         return self.model_path(name).exists()
 
     def save_model(self, name, model):
-        write_aside(self.model_path(name), lambda aside: model.save(aside))
+        """Raises: BadInput if it can't be written."""
+        try:
+            write_aside(self.model_path(name), lambda aside: model.save(aside))
+        except OSError as error:
+            raise _unwritten(self.model_path(name), error) from error
 
     def load_model(self, name):
         """Raises: BadInput if the run has no such model."""
@@ -123,31 +132,53 @@ class RunDirectory:
     def save_results(self, results):
         write_aside(self.path / "results.json", lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
 
-    def checkpoint(self, stage, epoch, objects):
-        """Writes `objects` (name: trackable) after `epoch` epochs of `stage`; the last two are kept."""
+    def checkpoint(self, stage, place, objects, metrics, kept=2):
+        """Writes a checkpoint of `stage` and forgets all but the newest.
+
+        Args:
+            place: (epochs, batches of the next one) that are done. objects: {name: trackable}.
+            metrics: {name: array}, what the epoch under way has come to.
+            kept: how many checkpoints of the stage stay.
+        Raises: BadInput if it can't be written; those from before are as they were.
+        """
         folder = self.path / "checkpoints" / stage
-        folder.mkdir(parents=True, exist_ok=True)
-        aside, final = folder / f".partial-{epoch}", folder / f"{epoch:06d}"
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir()
-        tf.train.Checkpoint(**objects).write(str(aside / "state"))
-        shutil.rmtree(final, ignore_errors=True)
-        os.rename(aside, final)
-        for old in sorted(folder.glob("[0-9]*"))[:-KEEP]:
+        aside, final = folder / ".partial", folder / "{:06d}_{:08d}".format(*place)
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            tf.train.Checkpoint(**objects).write(str(aside / "state"))
+            np.savez(aside / "metrics.npz", **metrics)
+            shutil.rmtree(final, ignore_errors=True)
+            os.rename(aside, final)
+        except (OSError, tf.errors.OpError) as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise _unwritten(final, error) from error
+        for old in sorted(folder.glob("[0-9]*"))[:-kept]:
             shutil.rmtree(old)
 
     def restore(self, stage, objects):
-        """Restores the newest checkpoint of `stage`; returns its epochs, 0 if there is none. One that can't be read is named and passed over."""
+        """Restores the newest checkpoint of `stage`; one that can't be read is named and passed over.
+
+        Returns: ((epochs, batches of the next one), {name: array}), as given to `checkpoint`; ((0, 0), {}) if there is none.
+        """
         for folder in sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True):
             try:
+                place = tuple(int(number) for number in folder.name.split("_"))
+                with np.load(folder / "metrics.npz", allow_pickle=False) as file:
+                    metrics = dict(file)
                 tf.train.Checkpoint(**objects).read(str(folder / "state")).assert_existing_objects_matched()
-                return int(folder.name)
-            except (tf.errors.OpError, AssertionError, ValueError) as error:
+                return place, metrics
+            except (tf.errors.OpError, AssertionError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
                 print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})")
-        return 0
+        return (0, 0), {}
 
     def drop_checkpoints(self, stage):
         shutil.rmtree(self.path / "checkpoints" / stage, ignore_errors=True)
+
+
+def _unwritten(path, error):
+    said = str(error).strip().splitlines()
+    return BadInput(f"--workdir: expected to write {path}, received an error ({said[0] if said else type(error).__name__}); make room, then give --resume")
 
 
 def load_model(path):

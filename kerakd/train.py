@@ -18,10 +18,12 @@ with quiet.native_chatter_off():
     from kerakd import batchnorm, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
+    from kerakd.checks import first_not_finite
     from kerakd.config import is_file
     from kerakd.distiller import Distiller, interval_kind
-    from kerakd.errors import BadInput
+    from kerakd.errors import BadInput, Diverged
     from kerakd.hints import Hints
+    from kerakd.keep import Every, Keep, Stopped, StopRequest, random_states
     from kerakd.lessons import Lessons
     from kerakd.modes import MODES
     from kerakd.progress import Progress
@@ -46,10 +48,14 @@ class Stage:
 
 
 class Training:
-    """A run: the configuration, its data and its directory."""
+    """A run: the configuration, its data and its directory.
 
-    def __init__(self, config, directory):
+    every: an Every, the interval of checkpoints. kept: how many of them a stage has. request: a StopRequest.
+    """
+
+    def __init__(self, config, directory, *, every, kept, request):
         self.config, self.directory = config, directory
+        self.every, self.kept, self.request = every, kept, request
         self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
         self.shape = self.train.image_shape(config.size())
         self.testing = self.tests()
@@ -189,9 +195,11 @@ class Training:
             objects["teacher"] = teachers[0]
         if distiller.hints is not None:
             objects |= {f"projector_{k}": projector for k, projector in enumerate(distiller.hints.projectors) if projector is not None}
-        done = self.directory.restore(stage.name, objects)
+        learners = [student, *teachers] if learns else [student]
+        objects |= {f"random_{k}": state for k, state in enumerate(state for model in learners for state in random_states(model))}
+        (done, batch), metrics = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
-        if quantized and not done and c.from_float():
+        if quantized and not (done or batch) and c.from_float():
             net = self.directory.load_model("float") if c.float_epochs else self.build(c.student, c.student_width)
             print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training; float {self.accuracy(net):.4f}")
         ended = 0
@@ -199,7 +207,11 @@ class Training:
             first, ended = max(done, ended), ended + epochs
             if first < ended:
                 distiller.enter(mode)
-                self.fit(distiller, stage, objects, first, ended)
+                if first == done and batch:
+                    self.fit(distiller, stage, objects, first, first + 1, batch, metrics)
+                    first += 1
+                if first < ended:
+                    self.fit(distiller, stage, objects, first, ended)
         if learns:
             self.directory.save_model(f"{stage.name}_teacher", teachers[0])
         # last, as its presence says to a resumed run that the stage is done
@@ -215,23 +227,57 @@ class Training:
             asked["teacher_cache"] = self.lessons.cache(stage.seed, teachers) if c.teacher_cache else None
         return Distiller(student=student, teacher=teachers or None, mode=stage.phases[0][0], temperature=c.temperature, soft_loss=c.soft_loss, **asked)
 
-    def fit(self, distiller, stage, objects, first, ended):
-        c, total = self.config, sum(epochs for _, epochs in stage.phases)
-        frozen = distiller.mode.frozen_teacher
-        views = self.lessons.heard(distiller, stage.seed, first, ended) if frozen else self.lessons.views(stage.seed, first, ended, size=stage.size)
+    def fit(self, distiller, stage, objects, first, ended, batch=0, metrics=None):
+        """Trains epochs first..ended-1; the first from a batch on, when that had come to `metrics`. Raises: Diverged, saying where."""
+        c, total, frozen = self.config, sum(epochs for _, epochs in stage.phases), distiller.mode.frozen_teacher
+        if frozen:
+            views = self.lessons.heard(distiller, stage.seed, first, ended, batch)
+        else:
+            views = self.lessons.views(stage.seed, first, ended, size=stage.size, first_batch=batch)
         steps = self.lessons.batches(frozen)
-        callbacks = [Keep(self.directory, stage.name, objects, last=total), Progress(stage.title, steps, c.batch_size, first, total)]
+        keep = Keep(
+            self.directory,
+            stage.name,
+            objects,
+            steps=steps,
+            last=total,
+            place=(first, batch),
+            metrics=metrics,
+            every=self.every,
+            request=self.request,
+            kept=self.kept,
+        )
+        callbacks = [keep, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
             callbacks.insert(0, batchnorm.Reestimate(distiller.student, after))
-        distiller.fit(
-            views,
-            validation_data=self.tests(stage.size) if stage.size else self.testing,
-            initial_epoch=first,
-            epochs=ended,
-            steps_per_epoch=steps,
-            verbose=0,
-            callbacks=callbacks,
+        try:
+            distiller.fit(
+                views,
+                validation_data=self.tests(stage.size) if stage.size else self.testing,
+                initial_epoch=first,
+                epochs=ended,
+                steps_per_epoch=steps - batch,
+                verbose=0,
+                callbacks=callbacks,
+            )
+        except Diverged as error:
+            raise Diverged(f"{error}; {self.where(distiller, stage, keep.place, frozen)}") from error
+
+    def where(self, distiller, stage, place, frozen):
+        """What is known of a step that diverged."""
+        epoch, batch = place
+        (x, *_) = next(iter(self.lessons.views(stage.seed, epoch, epoch + 1, frozen, stage.size, first_batch=batch)))
+        x = x if isinstance(x, dict) else {"student": x}
+        networks = {"student": (distiller.student, x["student"])}
+        if distiller.mode.teacher:
+            networks |= {f"teacher {k}": (net, x.get("teachers", [x["student"]] * (k + 1))[k]) for k, net in enumerate(distiller.teachers)}
+        found = {who: first_not_finite(net, images) for who, (net, images) in networks.items()}
+        layers = "; ".join(f"first in {layer} of the {who}" for who, layer in found.items() if layer) or "in the loss itself"
+        images = ", ".join(str(index) for index in self.lessons.indices(stage.seed, epoch, batch, frozen))
+        return (
+            f"{stage.title}, epoch {epoch + 1}, batch {batch + 1} of {self.lessons.batches(frozen)}, images {images} of the split: {layers}; "
+            "the checkpoint from before is kept"
         )
 
     def tests(self, size=0):
@@ -267,27 +313,15 @@ class Training:
 
     def run(self):
         """Trains what is not trained yet; returns {stage: test accuracy}."""
-        c, stages = self.config, self.stages()
+        stages = self.stages()
         for stage in stages:
+            self.request.heed()
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
         results = self.measure(stages)
         report.curves(self.directory.metrics(), self.directory.path / "curves.png")
         self.directory.save_results(results)
         return results
-
-
-class Keep(keras.callbacks.Callback):
-    """After each epoch a line of metrics; after each but the stage's last, whose model is saved itself, a checkpoint."""
-
-    def __init__(self, directory, stage, objects, last):
-        super().__init__()
-        self.directory, self.stage, self.objects, self.last = directory, stage, objects, last
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.directory.add_metrics(self.stage, epoch, logs)
-        if epoch + 1 < self.last:
-            self.directory.checkpoint(self.stage, epoch + 1, self.objects)
 
 
 def teacher_name(number):
@@ -312,16 +346,27 @@ def main():
         ("workdir", "", "the run directory, new or empty"),
         ("resume", False, "go on with the run in --workdir"),
         ("overwrite", False, "delete the run in --workdir and start anew"),
+        ("checkpoint_every", "10min", 'keep a checkpoint after so many steps, as "500", or so long, as "90s" or "10min"; each epoch\'s end is kept as well'),
+        ("checkpoints", 2, "how many checkpoints of the network under way are kept"),
     )
     config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=extra)
     if not where["workdir"]:
         raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
+    if where["checkpoints"] < 1:
+        raise BadInput(f"--checkpoints: expected 1 or more, received {where['checkpoints']}")
+    every, request = Every(where["checkpoint_every"]), StopRequest()
     tf.config.experimental.enable_op_determinism()
+    keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
     directory = RunDirectory(where["workdir"])
     directory.check(config.text(), where["resume"], where["overwrite"])
-    training = Training(config, directory)
-    directory.claim(config.text(), where["resume"], where["overwrite"])
-    print(table(training.run(), config.taught()))
+    request.listen()
+    try:
+        training = Training(config, directory, every=every, kept=where["checkpoints"], request=request)
+        directory.claim(config.text(), where["resume"], where["overwrite"])
+        print(table(training.run(), config.taught()))
+    except Stopped as stopped:
+        print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)
+        raise
     print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg)")
     if config.exports():
         print(f"next: python -m export.tflite --run={directory.path}")

@@ -1,4 +1,4 @@
-"""Two real steps of each phase (the first of a warm-up has rate 0) of a configuration, at its real resolution, class count and networks, on two synthetic images.
+"""Two real steps of each phase (the first of a warm-up has rate 0) of a configuration, at its real size, on two synthetic images.
 
 python tests/real_step.py CONFIG.cfg WORKDIR    prints a line with the seconds of each phase and the peak memory.
 """

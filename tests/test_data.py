@@ -246,6 +246,21 @@ def test_places_are_the_epoch_and_the_batch_and_change_nothing_else(digits, view
     assert_same([(x if "teachers" in x else x["student"], y) for x, y in placed], plain)
 
 
+@pytest.mark.parametrize("mixup", [False, True])
+def test_an_epoch_can_begin_at_any_batch(ramps, mixup):
+    settings = {"view": "same/ic", "size": (16, 16), "batch_size": 4, "teacher_sizes": ((8, 8),), "places": True, "mixup": mixup}
+    whole = views(ramps, **settings, first_epoch=1, epochs=3)
+    assert_same(views(ramps, **settings, first_epoch=1, first_batch=2, epochs=3), whole[2:])
+
+
+def test_the_images_of_a_batch_are_known_by_their_place_in_the_split(digits):
+    images = np.stack([e["image"] for e in digits[0].examples.as_numpy_iterator()])
+    batches = views(digits[0], view="whole", seed=3, first_epoch=2, epochs=3)
+    for number, (x, _) in enumerate(batches):
+        found = data.indices(digits[0], seed=3, epoch=2, batch=number, batch_size=479)
+        np.testing.assert_allclose(x, augment.to_unit_range(images[found]), atol=1e-6)
+
+
 @pytest.mark.parametrize("view", FIXED)
 @pytest.mark.parametrize("batch_size", [3, 64])
 def test_a_fixed_teacher_sees_its_crops_in_the_order_of_the_split(ramps, view, batch_size):

@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from kerakd import calibration, checks, distiller, losses, quantizers, scheme
 from kerakd.distiller import Distiller
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, Diverged
 from kerakd.modes import MODES
 from kerakd.quantizers import Interval
 
@@ -584,6 +584,52 @@ def test_a_training_that_diverged_says_where_and_what_to_do():
     quantized = scheme.quantize(keras.Model(inputs, body), scheme.Scheme(Interval(4), Interval(4)))
     calibration.calibrate(quantized, X)
     distiller = Distiller(student=quantized, mode="alone")
-    distiller.compile(loss=lambda y, z: tf.reduce_sum(z, -1) * float("nan"))
+    distiller.compile(loss=lambda y, z: tf.sqrt(0 * tf.reduce_sum(z, -1)))  # it is 0, its gradient NaN
     with pytest.raises(BadInput, match="received NaN in '(body|head).*'; the training diverged"):
         distiller.fit(X, Y, batch_size=4, verbose=0)
+
+
+@pytest.mark.parametrize("eagerly", [False, True])
+@pytest.mark.parametrize("mode", ["alone", "co_study"])
+def test_a_step_whose_loss_is_not_finite_changes_no_weight(mode, eagerly):
+    model = taught(mode, metrics=["accuracy"])
+    model.run_eagerly = eagerly
+    train(model)
+    networks = [model.student, *model.teachers]
+    before, x = [state(network) for network in networks], X.copy()
+    x[3, 2] = np.nan
+    with pytest.raises(Diverged, match="loss: expected a finite one, received NaN \\(no weight was changed by this step\\); the training diverged"):
+        model.fit(x, Y, batch_size=16, verbose=0)
+    for network, then in zip(networks, before, strict=True):
+        same = [variable.numpy().tobytes() == old for variable, old in zip(network.weights, then, strict=True)]
+        assert all(kept for variable, kept in zip(network.weights, same, strict=True) if variable.trainable)
+
+
+def labelled(kind):
+    ones = keras.utils.to_categorical(Y, 3)
+    return {
+        "arrays": (X, Y),
+        "a column": (X, Y[:, None]),
+        "one-hot": (X, ones),
+        "dataset": (tf.data.Dataset.from_tensor_slices((X, Y)).batch(16),),
+        "weighted": (tf.data.Dataset.from_tensor_slices((X, Y, np.ones(16, np.float32))).batch(16),),
+    }[kind]
+
+
+@pytest.mark.parametrize("mode", ["alone", "co_study"])
+@pytest.mark.parametrize("kind", ["arrays", "a column", "one-hot", "dataset", "weighted"])
+def test_a_step_is_traced_once(kind, mode):
+    traces = []
+
+    class Counted(Distiller):
+        def train_step(self, data):
+            traces.append(data)
+            return super().train_step(data)
+
+    model = Counted(student=net(1), teacher=None if mode == "alone" else net(2), mode=mode)
+    loss = keras.losses.CategoricalCrossentropy(from_logits=True) if kind == "one-hot" else None
+    model.compile("adam", loss=loss, metrics=["accuracy"], teacher_optimizer=None if mode == "alone" else "adam")
+    history = model.fit(*labelled(kind), batch_size=None if kind in ("dataset", "weighted") else 16, epochs=2, verbose=0).history
+    assert len(traces) == 1 and 0 <= history["accuracy"][1] <= 1
+    model.fit(*labelled(kind), batch_size=None if kind in ("dataset", "weighted") else 16, verbose=0)
+    assert len(traces) == 1

@@ -13,7 +13,7 @@ from conftest import ROOT
 CODE = """
 import time
 from kerakd.progress import Progress
-bar = Progress("student", steps=4, batch_size=8, first_epoch=1, epochs=3)
+bar = Progress("student", steps=4, batch_size=8, done=4, epochs=3)
 bar.on_train_begin()
 for epoch in (1, 2):
     for batch in range(4):

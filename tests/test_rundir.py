@@ -1,10 +1,13 @@
 """The run directory: claimed once, never half written, resumed from the newest whole checkpoint."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import ROOT
 
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory, load_model, write_aside
@@ -82,26 +85,63 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path):
 def test_metrics_after_the_checkpoint_are_forgotten(claimed):
     for stage, epoch in (("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)):
         claimed.add_metrics(stage, epoch, {"loss": epoch})
+    with open(claimed.path / "metrics.jsonl", "a") as file:
+        file.write('{"stage": "b", "epo')  # a machine died
     claimed.keep_metrics("b", 1)
+    assert (claimed.path / "metrics.jsonl").read_text().endswith("}\n")
     assert [(row["stage"], row["epoch"]) for row in claimed.metrics()] == [("a", 0), ("a", 1), ("b", 0)]
 
 
 def test_the_newest_whole_checkpoint_is_restored_and_a_damaged_one_is_named(claimed, capsys):
     value = tf.Variable(0.0)
-    for epoch in (1, 2, 3):
-        value.assign(float(epoch))
-        claimed.checkpoint("s", epoch, {"value": value})
-    kept = sorted(path.name for path in (claimed.path / "checkpoints" / "s").iterdir())
-    assert kept == ["000002", "000003"]
-    assert claimed.restore("s", {"value": value}) == 3 and float(value) == 3
-    newest = next((claimed.path / "checkpoints" / "s" / "000003").glob("*.index"))
+    for number, place in enumerate([(0, 7), (1, 0), (1, 20), (10, 3)]):
+        value.assign(float(number))
+        claimed.checkpoint("s", place, {"value": value}, {"loss 0": np.float32(number / 3)}, kept=3)
+    folders = sorted((claimed.path / "checkpoints" / "s").iterdir())
+    assert [folder.name for folder in folders] == ["000001_00000000", "000001_00000020", "000010_00000003"]
+    place, metrics = claimed.restore("s", {"value": value})
+    assert place == (10, 3) and float(value) == 3 and metrics == {"loss 0": np.float32(1)}
+    newest = next(folders[-1].glob("*.index"))
     newest.write_bytes(newest.read_bytes()[:10])
-    assert claimed.restore("s", {"value": value}) == 2 and float(value) == 2
-    assert "000003" in capsys.readouterr().out
+    (folders[-2] / "metrics.npz").write_bytes(b"PK")
+    assert claimed.restore("s", {"value": value}) == ((1, 0), {"loss 0": np.float32(1 / 3)}) and float(value) == 1
+    said = capsys.readouterr().out
+    assert folders[-1].name in said and folders[-2].name in said
+
+
+def test_a_checkpoint_of_other_objects_is_passed_over(claimed, capsys):
+    claimed.checkpoint("s", (1, 0), {"value": tf.Variable(1.0)}, {})
+    assert claimed.restore("s", {"value": tf.Variable([1.0, 2.0])}) == ((0, 0), {})
+    assert claimed.restore("s", {"another": tf.Variable(1.0)}) == ((0, 0), {})
+    assert capsys.readouterr().out.count("passed over") == 2
 
 
 def test_without_a_checkpoint_training_begins_at_zero(claimed):
-    assert claimed.restore("s", {"value": tf.Variable(0.0)}) == 0
+    assert claimed.restore("s", {"value": tf.Variable(0.0)}) == ((0, 0), {})
+
+
+def test_a_full_disk_is_one_error_and_leaves_the_checkpoints_from_before(claimed, tmp_path):
+    """A process whose files may not grow stands for a disk that is full: the system refuses the same calls."""
+    script = f"""
+import resource, signal, sys
+import numpy as np, tensorflow as tf
+from kerakd.errors import BadInput
+from kerakd.rundir import RunDirectory
+directory, value = RunDirectory({str(claimed.path)!r}), tf.Variable(tf.ones([100_000]))
+directory.checkpoint("s", (1, 0), {{"value": value}}, {{}})
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+for write in (lambda: directory.checkpoint("s", (2, 0), {{"value": value}}, {{}}), lambda: directory.add_metrics("x" * 60_000, 0, {{}})):
+    try:
+        write()
+    except BadInput as error:
+        print("refused:", str(error)[:60])
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(directory.restore("s", {{"value": value}})[0], directory.metrics())
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.count("refused: --workdir: expected to write") == 2 and "(1, 0) []" in done.stdout, done.stdout + done.stderr
+    assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000000"]
 
 
 def test_results_complete_a_run(claimed):

@@ -1,6 +1,7 @@
 """The training program as a process: what it leaves, what it says, killed and resumed, run again from its own flags, taught in every way, fed nonsense."""
 
 import random
+import re
 import signal
 import time
 
@@ -60,9 +61,9 @@ def test_the_same_flags_give_the_same_run(complete_run, tmp_path):
 
 
 def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_dir):
-    """Killed outright (SIGKILL) at three random moments of its training, in whatever stage it is."""
+    """Killed outright (SIGKILL) at three random moments of its training, in whatever stage and at whatever step of an epoch it is."""
     directory = tmp_path / "killed"
-    arguments = [*SMALL_RUN, f"--data_dir={data_dir}", f"--workdir={directory}"]
+    arguments = [*SMALL_RUN, f"--data_dir={data_dir}", f"--workdir={directory}", "--checkpoint_every=3"]
     seed = time.time_ns()
     print(f"killed at the moments of seed {seed}")  # shown where the test fails
     moments = random.Random(seed)
@@ -97,6 +98,57 @@ def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_b
     assert 0 <= RunDirectory(tmp_path / "own").metrics()[-1]["oscillating"] <= 1
 
 
+@pytest.fixture(scope="module")
+def slow_epochs(nets, data_dir):
+    """Flags of a run of a small student with dropout, whose epochs have 359 steps."""
+    return [*quick(nets, data_dir), f"--student={nets / 'dropout.keras'}", "--start=scratch", "--weights=interval:4", "--phase=alone:2", "--batch_size=4"]
+
+
+def stop(workdir, flags, wait=0.2):
+    """Starts a run and asks it to stop (SIGTERM) within its second epoch."""
+    process = start("kerakd.train", *flags, f"--workdir={workdir}")
+    process.stdout.readline()
+    time.sleep(wait)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, out + err
+    assert err.endswith("kerakd: stopped by SIGTERM; --resume goes on from the last checkpoint\n")
+
+
+def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_path):
+    status, out, err = run_program("kerakd.train", *slow_epochs, f"--workdir={tmp_path / 'whole'}")
+    assert status == 0, out + err
+    stop(tmp_path / "stopped", slow_epochs)
+    newest = max(path.name for path in (tmp_path / "stopped" / "checkpoints" / "taught_0").iterdir())
+    epochs, batches = map(int, newest.split("_"))
+    assert epochs == 1 and 0 < batches < 359
+    status, out, err = run_program("kerakd.train", *slow_epochs, f"--workdir={tmp_path / 'stopped'}", "--resume")
+    assert status == 0, out + err
+    whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
+    assert whole.metrics() == stopped.metrics() and whole.results() == stopped.results()
+    for a, b in zip(whole.load_model("taught_0").get_weights(), stopped.load_model("taught_0").get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_training_that_diverges_says_where_and_keeps_what_was_good(nets, tmp_path, data_dir):
+    flags = [
+        *quick(nets, data_dir),
+        "--phase=alone:3",
+        "--optimizer=sgd",
+        "--learning_rate=1e25",
+        "--activations=float",
+        "--weights=float",
+        "--last=0",
+        "--first=0",
+    ]
+    status, out, err = run_program("kerakd.train", *flags, f"--workdir={tmp_path / 'run'}", "--checkpoint_every=1")
+    assert status == 2 and "Traceback" not in err, out + err
+    assert re.search(
+        r"loss: expected a finite one, received (NaN|Inf).* epoch \d, batch \d of 3, images \d+, .*: first in .*'\w+' of the student; .* is kept", err
+    ), err
+    assert any((tmp_path / "run" / "checkpoints" / "taught_0").iterdir())
+
+
 # ---- Every way of teaching -----------------------------------------------------------------------------------------------------------------------
 
 
@@ -109,6 +161,8 @@ def nets(tmp_path_factory):
         layers = [keras.layers.Conv2D(channels, 3, strides=2, activation="relu"), keras.layers.Flatten(), keras.layers.Dense(10)]
         net = keras.Sequential([keras.Input((8, 8, 1)), *layers])
         net.save(folder / f"{name}.keras")
+    layers = [keras.layers.Conv2D(2, 3, strides=2, activation="relu"), keras.layers.Flatten(), keras.layers.Dropout(0.3), keras.layers.Dense(10)]
+    keras.Sequential([keras.Input((8, 8, 1)), *layers]).save(folder / "dropout.keras")
     keras.Model(images, net(keras.layers.Rescaling(1 / 127.5, -1.0)(images))).save(folder / "bytes.keras")
     return folder
 

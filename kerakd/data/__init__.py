@@ -167,8 +167,8 @@ def _synthetic(name, count, classes, shape, part):
     return Split(name, examples, count, classes, shape)
 
 
-def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, mixup=False, teacher_sizes=(), fixed_logits=None, places=False):
-    """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches.
+def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, first_batch=0, mixup=False, teacher_sizes=(), fixed_logits=None, places=False):
+    """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
 
     The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch).
 
@@ -189,13 +189,12 @@ def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, mixu
     if not 0 < batch_size <= split.count:
         raise BadInput(f"batch_size: expected 1 to {split.count}, the size of {split.name}, received {batch_size}")
     made = _views(augment.view(view), view, size, teacher_sizes, mixup)
-    buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
     fixed_logits = None if fixed_logits is None else tf.convert_to_tensor(fixed_logits)  # once, and no constant of a graph
 
     def one_epoch(epoch):
-        key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
-        tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
-        order = split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
+        key, order = _order(split, seed, epoch)
+        begin = tf.where(epoch == first_epoch, tf.constant(first_batch, tf.int64), 0)
+        order = order.skip(begin * batch_size)
 
         def example(e):
             x = made(e["image"], key, e["index"])
@@ -212,9 +211,23 @@ def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, mixu
             return (x["student"] if set(x) == {"student"} else x, *label)
 
         batches = order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size, drop_remainder=True)
-        return batches.enumerate().map(lambda number, taken: batch(number, taken))
+        return batches.enumerate(begin).map(lambda number, taken: batch(number, taken))
 
     return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
+
+
+def _order(split, seed, epoch):
+    """(the key of an epoch, its examples in its order)."""
+    buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
+    key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
+    tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
+    return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
+
+
+def indices(split, seed, epoch, batch, batch_size):
+    """Which examples of a split, by their place in it, are in a batch of `training`: [int]."""
+    found = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(lambda epoch: _order(split, seed, epoch)[1].map(lambda e: e["index"]))
+    return [int(index) for index in found.skip(batch * batch_size).take(batch_size).as_numpy_iterator()]
 
 
 def _views(chosen, name, size, teacher_sizes, mixup):

@@ -1,0 +1,118 @@
+"""When a run under way is kept: at every epoch's end, at an interval, and when the process is asked to stop."""
+
+import re
+import signal
+import time
+
+import tf_keras as keras
+
+from kerakd.errors import BadInput
+
+
+class Stopped(SystemExit):
+    """The process was asked to stop, and what it did is kept. code: 128 + the signal, as shells have it."""
+
+    def __init__(self, number):
+        super().__init__(128 + number)
+        self.name = signal.Signals(number).name
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C: while a stage trains they are heeded after the step at hand, which is kept; a second one, or one at other times, at once."""
+
+    def __init__(self):
+        self.number, self.training = None, False
+
+    def listen(self):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._asked)
+
+    def _asked(self, number, frame):
+        if self.number is not None or not self.training:
+            raise Stopped(number)
+        self.number = number
+
+    def heed(self):
+        """Raises: Stopped if it was asked for."""
+        if self.number is not None:
+            raise Stopped(self.number)
+
+
+class Every:
+    """An interval: "500" steps, "90s" or "10min".
+
+    Raises: BadInput for another text.
+    """
+
+    def __init__(self, text):
+        found = re.fullmatch(r"(\d+)(s|min|)", text)
+        if not found or not int(found[1]):
+            raise BadInput(f'--checkpoint_every: expected steps, as "500", or a time, as "90s" or "10min", received {text!r}')
+        count, unit = int(found[1]), found[2]
+        self.steps, self.seconds = (count, None) if not unit else (None, count * {"s": 1, "min": 60}[unit])
+        self.begin()
+
+    def begin(self):
+        self.done, self.started = 0, time.monotonic()
+
+    def due(self):
+        """Whether it is over, after one more step."""
+        self.done += 1
+        return self.done >= self.steps if self.steps else time.monotonic() - self.started >= self.seconds
+
+
+def random_states(model):
+    """The trackable states that its layers, dropout and the like, draw from: Keras leaves them out of checkpoints."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
+    return [state for layer in layers if (state := layer._random_generator._generator) is not None]
+
+
+class Keep(keras.callbacks.Callback):
+    """After each epoch a line of metrics; checkpoints as the module says, but none at a stage's end, whose model is saved itself.
+
+    Args:
+        directory: the RunDirectory. stage: its name. objects: {name: trackable}, all that a step changes.
+        steps: of an epoch. last: epochs of the stage.
+        place: (epoch, batch) where this `fit` begins; from within an epoch, `metrics` are what that had come to.
+        every: an Every. request: a StopRequest. kept: how many checkpoints a stage has.
+    """
+
+    def __init__(self, directory, stage, objects, *, steps, last, place, metrics, every, request, kept):
+        super().__init__()
+        self.directory, self.stage, self.objects, self.steps, self.last = directory, stage, objects, steps, last
+        self.place, self.resumed, self.every, self.request, self.kept = place, (place, metrics), every, request, kept
+
+    def on_train_begin(self, logs=None):
+        self.request.training = True
+        self.every.begin()
+
+    def on_train_end(self, logs=None):
+        self.request.training = False
+
+    def on_epoch_begin(self, epoch, logs=None):
+        (first, batch), values = self.resumed
+        self.place = (epoch, batch if epoch == first else 0)
+        if epoch == first and batch:
+            for name, variable in self._metrics().items():
+                variable.assign(values[name])
+
+    def _metrics(self):
+        return {f"{metric.name} {k}": variable for metric in self.model.metrics for k, variable in enumerate(metric.variables)}
+
+    def on_train_batch_end(self, batch, logs=None):
+        epoch, done = self.place[0], self.place[1] + 1
+        self.place = (epoch, done)
+        if done < self.steps and (self.every.due() or self.request.number is not None):
+            self._checkpoint({name: variable.numpy() for name, variable in self._metrics().items()})
+            self.request.heed()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.directory.add_metrics(self.stage, epoch, logs)
+        self.place = (epoch + 1, 0)
+        if epoch + 1 < self.last:
+            self._checkpoint({})
+            self.request.heed()
+
+    def _checkpoint(self, metrics):
+        self.directory.checkpoint(self.stage, self.place, self.objects, metrics, self.kept)
+        self.every.begin()

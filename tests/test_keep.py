@@ -1,0 +1,94 @@
+"""When a run is kept: intervals, requests to stop, states of dropout, where a network is no longer finite."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kerakd.checks import first_not_finite
+from kerakd.errors import BadInput
+from kerakd.keep import Every, Stopped, StopRequest, random_states
+
+L = keras.layers
+
+
+def test_an_interval_of_steps():
+    every = Every("3")
+    assert [every.due() for _ in range(3)] == [False, False, True]
+    every.begin()
+    assert [every.due() for _ in range(3)] == [False, False, True]
+
+
+@pytest.mark.parametrize("text, seconds", [("90s", 90), ("10min", 600)])
+def test_an_interval_of_time(monkeypatch, text, seconds):
+    clock = [5.0]
+    monkeypatch.setattr("time.monotonic", lambda: clock[0])
+    every = Every(text)
+    clock[0] += seconds - 0.1
+    assert not every.due()
+    clock[0] += 0.2
+    assert every.due()
+
+
+@pytest.mark.parametrize("text", ["", "0", "0s", "-3", "1h", "1.5min", "ten"])
+def test_another_interval_is_refused(text):
+    with pytest.raises(BadInput, match="--checkpoint_every: expected steps"):
+        Every(text)
+
+
+@pytest.fixture
+def request_():
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    asked = StopRequest()
+    asked.listen()
+    yield asked
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_request_waits_for_the_step_at_hand_and_a_second_does_not(request_, number):
+    request_.training = True
+    os.kill(os.getpid(), number)
+    with pytest.raises(Stopped) as stopped:
+        request_.heed()
+    assert stopped.value.code == 128 + number and stopped.value.name == number.name
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), number)
+
+
+def test_where_nothing_trains_a_request_is_heeded_at_once(request_):
+    request_.heed()
+    with pytest.raises(Stopped):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_layers_that_draw_have_a_state_to_keep():
+    keras.backend.experimental.enable_tf_random_generator()
+    try:
+        net = keras.Sequential([keras.Input((4,)), L.Dropout(0.5), L.Dense(3), L.GaussianNoise(0.1)])
+        (first, second) = random_states(net)
+        then, x = first.state.numpy().copy(), np.ones((1, 4), np.float32)
+        net(x, training=True)
+        assert (first.state.numpy() != then).any()
+        assert random_states(keras.Sequential([keras.Input((4,)), L.Dense(3)])) == []
+    finally:
+        keras.backend.experimental.disable_tf_random_generator()
+
+
+def small():
+    x = keras.Input((4,))
+    y = L.Dense(3, name="one")(x)
+    return keras.Model(x, L.Dense(2, name="three")(L.Lambda(lambda t: 1 / t, name="two")(y)))
+
+
+def test_a_network_is_finite_or_says_where_it_first_is_not():
+    net, x = small(), np.ones((2, 4), np.float32)
+    assert first_not_finite(net, x) is None
+    net.get_layer("one").set_weights([np.zeros((4, 3)), np.zeros(3)])
+    assert first_not_finite(net, x) == "'two'"
+    net.get_layer("three").set_weights([np.full((3, 2), np.inf), np.zeros(2)])
+    assert first_not_finite(net, x) == "the weights of 'three'"
+    assert first_not_finite(small(), np.full((2, 4), np.nan, np.float32)).startswith("'input_")
