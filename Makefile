@@ -10,7 +10,7 @@ demo: env
 	$(RUN) -m export.tflite --run=runs/digits
 
 test: env
-	$(RUN) -m pytest -n 2 --dist loadfile -m "not slow" tests kerakd
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests kerakd
 
 test-slow: env
 	$(RUN) -m pytest -m slow tests

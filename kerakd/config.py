@@ -1,9 +1,11 @@
 """One knob, one place: the configuration of a run, the flags that are derived from it, and their files."""
 
 import dataclasses
+import re
 import sys
 import typing
 
+import tensorflow as tf
 from absl import flags
 
 from kerakd import augment, calibration, distiller, losses, models, optimizers, quantizers, scheme
@@ -26,7 +28,7 @@ def is_file(name):
 class Config:
     """What a run trains. Each field is a flag of its name. Raises: BadInput for a value that is none."""
 
-    dataset: str = _knob("", "digits, or a TFDS name such as cifar10 or imagenet2012")
+    dataset: str = _knob("", "digits, a TFDS name such as cifar10 or imagenet2012, or folder:DIR with a folder for each class")
     data_dir: str = _knob("", "where TFDS keeps its datasets; empty: TFDS's default")
     synthetic: bool = _knob(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
     image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
@@ -84,7 +86,11 @@ class Config:
     batchnorm_batches: int = _knob(
         0, "training batches on which BatchNorm statistics are estimated anew before each evaluation and export; 0: as training left them"
     )
-    shrink: int = _knob(1, "divides the sizes and widths that are given and, above 1, leaves networks by name one block a stage, to try a configuration out")
+    shrink: int = _knob(
+        1,
+        "divides the sizes and widths that are given and, above 1, leaves networks by name one block in each of their first two stages, "
+        "to try a configuration out",
+    )
     max_epochs: int = _knob(0, "no phase is longer than this; 0: as given")
 
     def __post_init__(self):
@@ -312,6 +318,12 @@ def program(main):
         main()
     except BadInput as error:
         print(f"kerakd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except tf.errors.OpError as error:
+        found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read
+        if not found:
+            raise
+        print(f"kerakd: {found[1]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("kerakd: interrupted; --resume goes on from the last epoch", file=sys.stderr)

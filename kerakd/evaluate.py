@@ -1,8 +1,28 @@
-"""Accuracy of a network or of a TFLite file on a test split, and how far a student agrees with its teacher."""
+"""How good a network is on test images, Keras model and TFLite file alike, and how far a student agrees with its teacher.
 
-import numpy as np
+python -m kerakd.evaluate --run=runs/cifar10
+python -m kerakd.evaluate --model=student.tflite --dataset=cifar10
+"""
 
-from kerakd.tflite import runtime
+import dataclasses
+import json
+import pathlib
+import sys
+
+from kerakd import quiet  # first: it keeps TensorFlow quiet
+
+with quiet.native_chatter_off():
+    import numpy as np
+
+    from kerakd import config as config_module
+    from kerakd import data
+    from kerakd.errors import BadInput
+    from kerakd.rundir import RunDirectory, load_model, write_aside
+    from kerakd.scheme import check_logits
+    from kerakd.teachers import VALUES, Teacher
+    from kerakd.tflite import flatfile, runtime
+
+BINS = 15  # of confidence, in the calibration error
 
 
 def predictions(predictor, batches):
@@ -30,6 +50,11 @@ def top1(logits, labels):
     return float(np.mean(np.asarray(logits).argmax(-1) == labels))
 
 
+def _log_softmax(logits):
+    logits = np.asarray(logits, np.float64)
+    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+
+
 def agreement(student, teacher):
     """How near a student's logits are to its teacher's on the same images (FunMatch's evaluators).
 
@@ -37,13 +62,188 @@ def agreement(student, teacher):
     Returns: {"kl": mean KL(teacher || student), nats, "top1": the share of images on which both name the same class, "top5": on which
         the teacher's class is among the student's first five, "distance": mean Euclidean distance of the logits}.
     """
-    log_t, log_s = (
-        logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in (np.asarray(teacher, np.float64), np.asarray(student, np.float64))
-    )
+    log_t, log_s = _log_softmax(teacher), _log_softmax(student)
     named = np.argmax(teacher, -1)
     return {
         "kl": float(np.mean(np.sum(np.exp(log_t) * (log_t - log_s), axis=-1))),
         "top1": float(np.mean(np.argmax(student, -1) == named)),
-        "top5": float(np.mean([label in row for label, row in zip(named, np.argsort(-np.asarray(student), -1, kind="stable")[:, :5], strict=True)])),
+        "top5": _among_first(student, named, 5),
         "distance": float(np.mean(np.linalg.norm(np.asarray(student, np.float64) - teacher, axis=-1))),
     }
+
+
+def _among_first(logits, labels, k):
+    """The share of rows in which the label is among the k largest logits; of equal ones the first class counts as larger."""
+    first = np.argsort(-np.asarray(logits), -1, kind="stable")[:, :k]
+    return float(np.mean((first == np.asarray(labels)[:, None]).any(-1)))
+
+
+def scores(logits, labels):
+    """How good logits [n, C] are for labels [n].
+
+    Returns: {"accuracy", "top5": the share of images whose label is among the five largest logits, 1 for five classes and less,
+        "nll": mean negative log-likelihood, nats, "calibration_error": see `calibration_error`}.
+    """
+    labels = np.asarray(labels)
+    return {
+        "accuracy": top1(logits, labels),
+        "top5": _among_first(logits, labels, 5),
+        "nll": float(-np.mean(_log_softmax(logits)[np.arange(len(labels)), labels])),
+        "calibration_error": calibration_error(logits, labels),
+    }
+
+
+def calibration_error(logits, labels):
+    """The expected calibration error: sum over 15 equal bins of confidence, the largest probability, of the share of the images in it
+    times |its accuracy - its mean confidence| (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
+    """
+    confidence = np.exp(_log_softmax(logits).max(-1))
+    right = np.asarray(logits).argmax(-1) == labels
+    at = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below and closed above
+    gaps = np.abs(np.bincount(at, right - confidence, BINS))  # in each: how many, times the difference of the means
+    return float(gaps.sum() / len(confidence))
+
+
+def confusion(logits, labels, classes):
+    """int64 [classes, classes]: how many images of a row's class are taken for a column's."""
+    counts = np.zeros((classes, classes), np.int64)
+    np.add.at(counts, (np.asarray(labels), np.asarray(logits).argmax(-1)), 1)
+    return counts
+
+
+def figure_of(counts, names, title):
+    """A confusion matrix as a picture: for each class the share of its images in each column, with numbers up to 20 classes.
+
+    Args: counts: as `confusion`. names: of the classes, [C].
+    Returns: a matplotlib Figure.
+    """
+    from matplotlib.figure import Figure
+
+    classes = len(counts)
+    share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = 3 + 0.45 * min(classes, 20)
+    figure = Figure(figsize=(side + 1.2, side), layout="constrained")
+    axes = figure.subplots()
+    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    axes.set(title=title, xlabel="taken for", ylabel="class")
+    if classes <= 20:
+        axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
+        axes.set_yticks(range(classes), names)
+        for row in range(classes):
+            for column in np.flatnonzero(counts[row]):
+                colour = "white" if share[row, column] > 50 else "black"
+                axes.text(column, row, f"{share[row, column]:.0f}" if share[row, column] >= 0.5 else "<1", ha="center", va="center", fontsize=8, color=colour)
+    figure.colorbar(drawn, label="% of the class", shrink=0.8)
+    return figure
+
+
+def worst(counts, names, count=5):
+    """The pairs that are taken for each other most often: [(how many, class, taken for)], the largest first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
+    return [(int(wrong.flat[at]), names[at // len(counts)], names[at % len(counts)]) for at in order if wrong.flat[at]]
+
+
+def _flag(default, help, choices=None):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of this program. Raises: BadInput for values that are none or don't go together."""
+
+    run: str = _flag("", "the directory of a run: its models, and its .tflite files where it was exported")
+    model: tuple = _flag((), "a .tflite, .keras or .h5 file; repeat it for more")
+    dataset: str = _flag("", "digits, or a TFDS name, of whose test images the question is; empty: the run's")
+    data_dir: str = _flag("", "where TFDS keeps its datasets; empty: the run's, or TFDS's default")
+    image_size: int = _flag(0, "height and width of the images; 0: what each model takes")
+    values: str = _flag("-1..1", "what a --model takes its images in", tuple(VALUES))
+    picture: str = _flag("", "a .png for the confusion of the last of them")
+    json: str = _flag("", "a file for all figures")
+    overwrite: bool = _flag(False, "replace files that exist")
+
+    def __post_init__(self):
+        if bool(self.run) == bool(self.model):
+            raise BadInput("--run, --model: expected one of them, received " + ("both" if self.run else "none; give --run=DIR or --model=FILE"))
+        if self.model and not self.dataset:
+            raise BadInput("--dataset: expected one beside --model, received none; give --dataset=cifar10 or so")
+        if self.run and self.values != "-1..1":
+            raise BadInput(f"--values: expected none beside --run, whose models take -1..1, received {self.values}")
+        if self.values not in VALUES:
+            raise BadInput(f"--values: expected one of {', '.join(VALUES)}, received {self.values!r}")
+        if self.image_size < 0:
+            raise BadInput(f"--image_size: expected 0 or more, received {self.image_size}")
+        for path in self.model:
+            if pathlib.Path(path).suffix not in (".tflite", ".keras", ".h5"):
+                raise BadInput(f"--model: expected a .tflite, .keras or .h5 file, received {path!r}")
+            if not pathlib.Path(path).is_file():
+                raise BadInput(f"--model: expected a file, received {path}, which is not there")
+        for name, path, kind in (("picture", self.picture, ".png"), ("json", self.json, ".json")):
+            if path and pathlib.Path(path).suffix != kind:
+                raise BadInput(f"--{name}: expected a {kind} file, received {path!r}")
+            if path and not pathlib.Path(path).parent.is_dir():
+                raise BadInput(f"--{name}: expected a folder that exists, received {pathlib.Path(path).parent}; make it first")
+            if path and pathlib.Path(path).exists() and not self.overwrite:
+                raise BadInput(f"--{name}: expected a new file, received {path}, which exists; give --overwrite to replace it")
+
+
+def _found(options):
+    """({name: path of a model file}, dataset, data_dir, synthetic)."""
+    if options.model:
+        return {path: pathlib.Path(path) for path in options.model}, options.dataset, options.data_dir, False
+    directory = RunDirectory(options.run)
+    results = directory.results()
+    config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
+    paths = {name: directory.model_path(name) for name in results if directory.has_model(name)}
+    paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite"))}
+    same = not options.dataset or options.dataset == config.dataset
+    return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same
+
+
+def _loaded(path, values):
+    """(predictor, (height, width, channels)) of a model file. Raises: BadInput for what is none."""
+    if path.suffix == ".tflite":
+        contents = path.read_bytes()
+        if values != "-1..1":
+            raise BadInput(f"--values: expected -1..1 beside a .tflite file, which is one network with its input as it was exported, received {values}")
+        graph = flatfile.read(contents).subgraphs[0]
+        return contents, tuple(int(side) for side in graph.tensors[graph.inputs[0]].shape[1:])
+    model = load_model(path)
+    check_logits(model, str(path))
+    return Teacher(str(path), values=values).prepared(model), tuple(model.input_shape[1:])
+
+
+def main():
+    options, _ = config_module.parse(["python -m kerakd.evaluate", *sys.argv[1:]], Options)
+    paths, dataset, data_dir, synthetic = _found(options)
+    loaded = {name: _loaded(path, options.values) for name, path in paths.items()}
+    largest = max(options.image_size or shape[0] or 0 for _, shape in loaded.values())
+    test = data.load(dataset, data_dir or None, synthetic, largest)[1]
+    found = {}
+    width = max(map(len, loaded))
+    print(f"{test.name}, {test.count} images\n{'':{width}}  accuracy    top-5      nll  calibration error")
+    for name, (predictor, shape) in loaded.items():
+        size = (options.image_size,) * 2 if options.image_size else tuple(side or stored for side, stored in zip(shape[:2], test.image_shape(), strict=False))
+        if shape[2] != test.image_shape(size[0])[2]:
+            raise BadInput(f"{name}: expected images of {test.image_shape(size[0])[2]} channels, as {test.name} has, received a model of {shape[2]}")
+        batches = data.testing(test, size=size)
+        logits, labels = predictions(predictor, batches), labels_of(batches)
+        if logits.shape[-1] != test.classes:
+            raise BadInput(f"{name}: expected logits of {test.classes} classes, as {test.name} has, received {logits.shape[-1]}")
+        counts = confusion(logits, labels, test.classes)
+        found[name] = {**scores(logits, labels), "confusion": counts.tolist()}
+        figures = [found[name][key] for key in ("accuracy", "top5", "nll", "calibration_error")]
+        print(f"{name:{width}}  " + "  ".join(f"{value:8.4f}"[:8].rjust(8) for value in figures), flush=True)
+    names = test.names or [str(label) for label in range(test.classes)]
+    for times, true, taken in worst(counts, names):
+        print(f"  {name}: {true} taken for {taken} {times} time{'s' * (times > 1)}")
+    if options.picture:
+        write_aside(options.picture, lambda aside: figure_of(counts, names, f"{name}: accuracy {found[name]['accuracy']:.4f}").savefig(aside, dpi=120))
+    if options.json:
+        write_aside(options.json, lambda aside: aside.write_text(json.dumps({"dataset": test.name, "images": test.count, "models": found}, indent=1) + "\n"))
+    for path in filter(None, (options.picture, options.json)):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    config_module.program(main)

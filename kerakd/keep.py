@@ -1,5 +1,6 @@
 """When a run under way is kept: at every epoch's end, at an interval, and when the process is asked to stop."""
 
+import dataclasses
 import re
 import signal
 import time
@@ -61,6 +62,15 @@ class Every:
         return self.done >= self.steps if self.steps else time.monotonic() - self.started >= self.seconds
 
 
+@dataclasses.dataclass
+class Keeping:
+    """How a run is kept. every: between checkpoints within an epoch. kept: how many checkpoints of a stage stay. request: to stop."""
+
+    every: Every = dataclasses.field(default_factory=lambda: Every("10min"))
+    kept: int = 2
+    request: StopRequest = dataclasses.field(default_factory=StopRequest)
+
+
 def random_states(model):
     """The trackable states that its layers, dropout and the like, draw from: Keras leaves them out of checkpoints."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
@@ -74,20 +84,20 @@ class Keep(keras.callbacks.Callback):
         directory: the RunDirectory. stage: its name. objects: {name: trackable}, all that a step changes.
         steps: of an epoch. last: epochs of the stage.
         place: (epoch, batch) where this `fit` begins; from within an epoch, `metrics` are what that had come to.
-        every: an Every. request: a StopRequest. kept: how many checkpoints a stage has.
+        keeping: a Keeping.
     """
 
-    def __init__(self, directory, stage, objects, *, steps, last, place, metrics, every, request, kept):
+    def __init__(self, directory, stage, objects, *, steps, last, place, metrics, keeping):
         super().__init__()
         self.directory, self.stage, self.objects, self.steps, self.last = directory, stage, objects, steps, last
-        self.place, self.resumed, self.every, self.request, self.kept = place, (place, metrics), every, request, kept
+        self.place, self.resumed, self.keeping = place, (place, metrics), keeping
 
     def on_train_begin(self, logs=None):
-        self.request.training = True
-        self.every.begin()
+        self.keeping.request.training = True
+        self.keeping.every.begin()
 
     def on_train_end(self, logs=None):
-        self.request.training = False
+        self.keeping.request.training = False
 
     def on_epoch_begin(self, epoch, logs=None):
         (first, batch), values = self.resumed
@@ -102,17 +112,17 @@ class Keep(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         epoch, done = self.place[0], self.place[1] + 1
         self.place = (epoch, done)
-        if done < self.steps and (self.every.due() or self.request.number is not None):
+        if done < self.steps and (self.keeping.every.due() or self.keeping.request.number is not None):
             self._checkpoint({name: variable.numpy() for name, variable in self._metrics().items()})
-            self.request.heed()
+            self.keeping.request.heed()
 
     def on_epoch_end(self, epoch, logs=None):
         self.directory.add_metrics(self.stage, epoch, logs)
         self.place = (epoch + 1, 0)
         if epoch + 1 < self.last:
             self._checkpoint({})
-            self.request.heed()
+            self.keeping.request.heed()
 
     def _checkpoint(self, metrics):
-        self.directory.checkpoint(self.stage, self.place, self.objects, metrics, self.kept)
-        self.every.begin()
+        self.directory.checkpoint(self.stage, self.place, self.objects, metrics, self.keeping.kept)
+        self.keeping.every.begin()

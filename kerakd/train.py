@@ -23,7 +23,7 @@ with quiet.native_chatter_off():
     from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput, Diverged
     from kerakd.hints import Hints
-    from kerakd.keep import Every, Keep, Stopped, StopRequest, random_states
+    from kerakd.keep import Every, Keep, Keeping, Stopped, random_states
     from kerakd.lessons import Lessons
     from kerakd.modes import MODES
     from kerakd.progress import Progress
@@ -48,14 +48,10 @@ class Stage:
 
 
 class Training:
-    """A run: the configuration, its data and its directory.
+    """A run: the configuration, its data, its directory and how it is kept."""
 
-    every: an Every, the interval of checkpoints. kept: how many of them a stage has. request: a StopRequest.
-    """
-
-    def __init__(self, config, directory, *, every, kept, request):
-        self.config, self.directory = config, directory
-        self.every, self.kept, self.request = every, kept, request
+    def __init__(self, config, directory, keeping=None):
+        self.config, self.directory, self.keeping = config, directory, keeping or Keeping()
         self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
         self.shape = self.train.image_shape(config.size())
         self.testing = self.tests()
@@ -91,7 +87,9 @@ class Training:
     def check_teachers(self, student):
         """Every teacher can be had, and its views can be made."""
         c = self.config
-        found = [one.prepared(self.build(one.network, c.teacher_width, size=one.size)) for one in c.teachers()]
+        found = {
+            k: one.prepared(self.build(one.network, c.teacher_width, size=one.size)) for k, one in enumerate(c.teachers()) if is_file(one.network) or c.hint
+        }
         if c.hint:
             Hints(student, found[0], c.hints(), c.hint_loss, c.hint_weight)
         self.lessons.check()
@@ -121,11 +119,8 @@ class Training:
             net.set_weights(self.directory.load_model("float").get_weights())
         batch = min(self.config.calibration_images, self.train.count)
         views = data.training(self.train, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
-        images = next(iter(views))[0]
-        if not self.config.from_float():  # statistics that nothing was seen with would let tensors grow from block to block, unlike in training
-            batchnorm.reestimate(net, [images[at : at + self.config.batch_size] for at in range(0, batch, self.config.batch_size)])
         student = quantize(net, self.config.scheme())
-        calibrate(student, images, self.config.calibration)
+        calibrate(student, next(iter(views))[0], self.config.calibration)
         return student
 
     def make_teacher(self, one):
@@ -243,9 +238,7 @@ class Training:
             last=total,
             place=(first, batch),
             metrics=metrics,
-            every=self.every,
-            request=self.request,
-            kept=self.kept,
+            keeping=self.keeping,
         )
         callbacks = [keep, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
@@ -315,7 +308,7 @@ class Training:
         """Trains what is not trained yet; returns {stage: test accuracy}."""
         stages = self.stages()
         for stage in stages:
-            self.request.heed()
+            self.keeping.request.heed()
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
         results = self.measure(stages)
@@ -354,14 +347,14 @@ def main():
         raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
     if where["checkpoints"] < 1:
         raise BadInput(f"--checkpoints: expected 1 or more, received {where['checkpoints']}")
-    every, request = Every(where["checkpoint_every"]), StopRequest()
+    keeping = Keeping(Every(where["checkpoint_every"]), where["checkpoints"])
     tf.config.experimental.enable_op_determinism()
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
     directory = RunDirectory(where["workdir"])
     directory.check(config.text(), where["resume"], where["overwrite"])
-    request.listen()
+    keeping.request.listen()
     try:
-        training = Training(config, directory, every=every, kept=where["checkpoints"], request=request)
+        training = Training(config, directory, keeping)
         directory.claim(config.text(), where["resume"], where["overwrite"])
         print(table(training.run(), config.taught()))
     except Stopped as stopped:

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -10,6 +11,15 @@ import pytest
 import kerakd.quiet  # noqa: F401  (before any test imports TensorFlow)
 
 ROOT = pathlib.Path(__file__).parents[1]
+
+# A file's tests run in one worker (pytest-xdist's loadfile): the longest files begin, and the second worker is at test_configs while
+# the first one does those that share the complete run.
+FIRST = [f"test_{name}.py" for name in ("train", "configs", "export", "evaluate", "sensitivity", "models", "tflite", "emulator", "distiller", "rows")]
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))
+
 
 SMALL_RUN = (
     "--dataset=digits",
@@ -40,6 +50,31 @@ def run_program(module, *arguments, cwd=ROOT):
     process = start(module, *arguments, cwd=cwd)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+@pytest.fixture
+def refusal(monkeypatch, capsys):
+    """A function that runs a program's main in this process, which has to end it with status 2: (stdout, stderr)."""
+    from kerakd.config import program
+
+    def refusal(main, *arguments):
+        import tensorflow as tf
+        import tf_keras as keras
+
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)  # a whole process's matter
+        monkeypatch.setattr(keras.backend.experimental, "enable_tf_random_generator", lambda: None)
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            with pytest.raises(SystemExit) as ended:
+                program(main)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        assert ended.value.code == 2
+        return capsys.readouterr()
+
+    return refusal
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,14 @@ import subprocess
 import sys
 
 import pytest
+import tensorflow as tf
+import tf_keras as keras
 from conftest import ROOT, run_program
 
+from kerakd import train
 from kerakd.config import parse
+from kerakd.keep import StopRequest
+from kerakd.rundir import RunDirectory
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.cfg") if path.name != "smoke.cfg")
 
@@ -24,24 +29,30 @@ def test_a_configuration_stands_on_its_own(path):
     assert made.dataset and made.phases() and "flagfile" not in "".join(line for line in path.read_text().splitlines() if not line.startswith("#"))
 
 
-def train(workdir, *flags):
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_a_configuration_trains_under_smoke(path, tmp_path, data_dir, monkeypatch):
+    """In this process, which has TensorFlow loaded; those that run again below are processes."""
+    keras.backend.clear_session()
+    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)  # a whole process's matter, as are the next two
+    monkeypatch.setattr(keras.backend.experimental, "enable_tf_random_generator", lambda: None)
+    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+    flags = f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"
+    monkeypatch.setattr(sys, "argv", ["train", *flags])
+    train.main()
+    directory = RunDirectory(tmp_path / "run")
+    phases = [epochs for _, epochs in parse(["x", f"--flagfile={tmp_path / 'run/flags.cfg'}"])[0].phases()]
+    assert directory.complete and sum(row["stage"].startswith("taught") for row in directory.metrics()) == sum(phases)
+
+
+def trained(workdir, *flags):
     status, out, err = run_program("kerakd.train", *flags, f"--workdir={workdir}")
     assert status == 0, out + err
     return (workdir / "metrics.jsonl").read_text(), (workdir / "results.json").read_text()
 
 
-# Some of each kind in `make test`: Apprentice's schemes A and B, QKD, a network of ImageNet's, function matching. The others take as long each.
-QUICK = ("digits_ternary", "cifar10_ternary", "cifar10_qkd_w4a4", "r18_ternary_a", "flowers102_funmatch")
-
-
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else pytest.mark.slow) for path in CONFIGS])
-def test_a_configuration_trains_under_smoke(path, tmp_path, data_dir):
-    train(tmp_path / "run", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
-
-
 def again(path, tmp_path, data_dir):
-    first = train(tmp_path / "first", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
-    assert train(tmp_path / "again", f"--flagfile={tmp_path / 'first' / 'flags.cfg'}") == first
+    first = trained(tmp_path / "first", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
+    assert trained(tmp_path / "again", f"--flagfile={tmp_path / 'first' / 'flags.cfg'}") == first
 
 
 def test_a_configuration_runs_again_from_its_own_flags(tmp_path, data_dir):

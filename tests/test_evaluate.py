@@ -1,9 +1,16 @@
-"""Agreement of a student with its teacher, against literal numbers."""
+"""Scores, calibration and confusion of logits, agreement of a student with its teacher, against literal numbers; the program on models and files."""
 
+import json
+
+import matplotlib.image
 import numpy as np
 import pytest
+from conftest import run_program
 
-from kerakd.evaluate import agreement
+import kerakd
+from kerakd import evaluate
+from kerakd.evaluate import agreement, calibration_error, confusion, figure_of, scores, worst
+from kerakd.rundir import RunDirectory
 
 
 def test_a_student_that_says_the_same_agrees():
@@ -29,3 +36,77 @@ def test_the_teachers_class_is_looked_for_among_the_students_five():
 def test_logits_of_ten_thousand_stay_finite():
     found = agreement(np.array([[1e4, 0.0]]), np.array([[0.0, 1e4]]))
     assert all(np.isfinite(value) for value in found.values()) and found["kl"] == pytest.approx(1e4)
+
+
+def test_scores_against_literal_numbers():
+    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]]))
+    found = scores(logits, np.array([0, 1, 0, 1]))
+    assert found["accuracy"] == 0.5 and found["top5"] == 1
+    assert found["nll"] == pytest.approx(-np.log([0.7, 0.8, 0.2, 0.3]).mean())
+    # each in a bin of its own: 1 - 0.7, 1 - 0.8, 0.6, 0.5
+    assert found["calibration_error"] == pytest.approx((0.3 + 0.2 + 0.6 + 0.5) / 4)
+
+
+def test_calibration_error_of_bins_is_of_their_means():
+    logits = np.log(np.array([[0.9, 0.1]] * 10))
+    assert calibration_error(logits, np.array([0] * 9 + [1])) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(logits, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.4)
+    assert calibration_error(np.array([[1e4, 0.0]]), np.array([0])) == pytest.approx(0)  # confidence 1 has a bin
+
+
+def test_the_label_is_looked_for_among_the_five_largest_logits():
+    logits = np.tile(np.arange(7.0, 0, -1), (3, 1))
+    assert scores(logits, np.array([0, 4, 5]))["top5"] == pytest.approx(2 / 3)
+
+
+def test_confusion_counts_and_names_the_worst_pairs():
+    logits = np.eye(3)[[0, 0, 1, 2, 2, 2]]
+    counts = confusion(logits, np.array([0, 1, 1, 2, 0, 0]), 3)
+    assert counts.tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 1]]
+    assert worst(counts, "abc") == [(2, "a", "c"), (1, "b", "a")]
+
+
+def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_path, data_dir):
+    """The run's own accuracies again, for the file those of the student it was made from."""
+    student = RunDirectory(complete_run).load_model("taught_0")
+    file = tmp_path / "student.tflite"
+    file.write_bytes(kerakd.to_tflite(student))
+    more = [f"--picture={tmp_path / 'confusion.png'}", f"--json={tmp_path / 'scores.json'}"]
+    status, out, err = run_program("kerakd.evaluate", f"--run={complete_run}", *more)
+    assert status == 0, out + err
+    found = json.loads((tmp_path / "scores.json").read_text())["models"]
+    assert {name: one["accuracy"] for name, one in found.items() if not name.endswith("tflite")} == RunDirectory(complete_run).results()
+    for name, one in found.items():
+        assert sum(map(sum, one["confusion"])) == 360 and name in out
+        assert sum(row[k] for k, row in enumerate(one["confusion"])) / 360 == pytest.approx(one["accuracy"])
+    assert matplotlib.image.imread(tmp_path / "confusion.png").std() > 0.05
+    models = [f"--model={file}", f"--model={RunDirectory(complete_run).model_path('taught_0')}", "--dataset=digits", f"--data_dir={data_dir}"]
+    status, out, err = run_program("kerakd.evaluate", *models, f"--json={tmp_path / 'two.json'}")
+    assert status == 0, out + err
+    assert [one["accuracy"] for one in json.loads((tmp_path / "two.json").read_text())["models"].values()] == [found["taught_0"]["accuracy"]] * 2
+
+
+@pytest.mark.parametrize("classes", [3, 40])
+def test_the_picture_has_numbers_where_there_is_room(classes):
+    figure = figure_of(np.eye(classes, dtype=int) * 4, [f"class {k}" for k in range(classes)], "x")
+    assert [text.get_text() for text in figure.axes[0].texts] == (["100"] * 3 if classes == 3 else [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--run, --model: expected one of them, received none"),
+        (["--run=x", "--model=y.tflite"], "received both"),
+        (["--model=FILE"], "--dataset: expected one beside --model"),
+        (["--model=FILE.txt", "--dataset=digits"], "expected a .tflite, .keras or .h5 file"),
+        (["--model=nowhere.keras", "--dataset=digits"], "which is not there"),
+        (["--model=FILE", "--dataset=digits"], "file: expected"),
+        (["--model=FILE", "--dataset=digits", "--values=0..2"], "--values: expected one of"),
+        (["--run=nowhere"], "expected a complete run"),
+        (["--model=NET", "--dataset=cifar10", "--synthetic"], "Unknown command line flag"),
+    ],
+)
+def test_bad_input_gets_one_line(refusal, tmp_path, arguments, message):
+    (tmp_path / "x.tflite").write_bytes(b"no model")
+    _, err = refusal(evaluate.main, *[text.replace("FILE", str(tmp_path / "x.tflite")) for text in arguments])
+    assert message in err and len(err.splitlines()) == 1

@@ -100,10 +100,10 @@ def test_files_that_exist_are_kept(exported):
         (["--run=RUN", "--out=nowhere/x.tflite"], "--out: expected a folder that exists"),
     ],
 )
-def test_bad_input_gets_one_line_and_changes_nothing(exported, arguments, message):
+def test_bad_input_gets_one_line_and_changes_nothing(exported, refusal, arguments, message):
     directory, before = exported[0], contents(exported[0])
-    status, out, err = run_program("export.tflite", *[text.replace("RUN", str(directory)) for text in arguments])
-    assert status == 2 and message in err and len(err.splitlines()) == 1
+    _, err = refusal(program.main, *[text.replace("RUN", str(directory)) for text in arguments])
+    assert message in err and len(err.splitlines()) == 1
     assert contents(directory) == before
 
 

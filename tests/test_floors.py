@@ -11,14 +11,16 @@ FLOORS = [
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
     {"wrapper", "calibration", "scheme", "oscillation", "hints", "modes", "checks", "distiller"},
     {"config", "rundir", "cache", "teachers", "lessons", "tflite"},
-    {"train", "keep", "evaluate", "report", "progress"},
+    {"train", "keep", "evaluate", "report", "progress", "sensitivity"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "kerakd").rglob("*.py") if path.parent != ROOT / "kerakd" or path.name != "__init__.py")
 
 
 def room(path):
-    """The module or package of kerakd that a file belongs to."""
+    """The module or package of kerakd that a file belongs to; a package's own program is none of its rooms."""
+    if path.name == "__main__.py":
+        return "train"
     return path.relative_to(ROOT / "kerakd").parts[0].removesuffix(".py")
 
 

@@ -280,9 +280,10 @@ def test_bit_standardizes_the_kernel_of_each_output_channel():
 
 
 def test_bit_loads_the_published_names(tmp_path):
-    images = RNG.normal(size=(3, 32, 32, 3)).astype(np.float32)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(3, 32, 32, 3)).astype(np.float32)
     source, shapes = tiny_bit()
-    source.set_weights([w + RNG.normal(0.2, 0.5, w.shape) for w in source.get_weights()])
+    source.set_weights([w + random.normal(0.2, 0.5, w.shape) for w in source.get_weights()])
     arrays = {}
     for key, shape in shapes.items():
         layer, name = key.removeprefix("resnet/").rsplit("/", 1)

@@ -10,6 +10,7 @@ import pytest
 import tf_keras as keras
 from conftest import SMALL_RUN, run_program, start
 
+from kerakd import train
 from kerakd.config import Config
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
@@ -17,15 +18,14 @@ from kerakd.rundir import RunDirectory
 MODELS = ("teacher", "float", "alone_0", "taught_0", "taught_0_teacher")
 
 
-def weights(directory):
-    return {name: RunDirectory(directory).load_model(name).get_weights() for name in MODELS}
-
-
 def assert_same_run(one, other):
+    """Metrics to the letter, weights to the bit."""
     assert (one / "metrics.jsonl").read_text() == (other / "metrics.jsonl").read_text()
-    mine, theirs = weights(one), weights(other)
-    for name in MODELS:
-        for a, b in zip(mine[name], theirs[name], strict=True):
+    assert (one / "results.json").read_text() == (other / "results.json").read_text()
+    names = [path.stem for path in (one / "models").iterdir()]
+    assert names and sorted(names) == sorted(path.stem for path in (other / "models").iterdir())
+    for name in names:
+        for a, b in zip(*(RunDirectory(run).load_model(name).get_weights() for run in (one, other)), strict=True):
             np.testing.assert_array_equal(a, b)
 
 
@@ -54,16 +54,31 @@ def test_only_the_programs_own_words_are_printed(complete_run):
     assert foreign == []
 
 
-def test_the_same_flags_give_the_same_run(complete_run, tmp_path):
-    status, out, err = run_program("kerakd.train", f"--flagfile={complete_run / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}")
+@pytest.fixture(scope="module")
+def every_phase(nets, data_dir):
+    """Flags of a run of small networks through every stage and phase."""
+    networks = [*quick(nets, data_dir), f"--teacher={nets / 'teacher.keras'}", "--start=float", "--float_epochs=2", "--compare"]
+    return [*networks, "--batch_size=32", "--phase=alone:4", "--phase=co_study:4", "--phase=trained_teacher:4"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(every_phase, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("whole") / "run"
+    status, out, err = run_program("kerakd.train", *every_phase, f"--workdir={directory}")
     assert status == 0, out + err
-    assert_same_run(complete_run, tmp_path / "again")
+    return directory
 
 
-def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_dir):
+def test_the_same_flags_give_the_same_run(uninterrupted, tmp_path):
+    status, out, err = run_program("kerakd.train", f"--flagfile={uninterrupted / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}")
+    assert status == 0, out + err
+    assert_same_run(uninterrupted, tmp_path / "again")
+
+
+def test_a_killed_run_resumes_to_the_same_weights(every_phase, uninterrupted, tmp_path):
     """Killed outright (SIGKILL) at three random moments of its training, in whatever stage and at whatever step of an epoch it is."""
     directory = tmp_path / "killed"
-    arguments = [*SMALL_RUN, f"--data_dir={data_dir}", f"--workdir={directory}", "--checkpoint_every=3"]
+    arguments = [*every_phase, f"--workdir={directory}", "--checkpoint_every=5"]
     seed = time.time_ns()
     print(f"killed at the moments of seed {seed}")  # shown where the test fails
     moments = random.Random(seed)
@@ -71,7 +86,7 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
     for attempt in range(3):
         process = start("kerakd.train", *arguments, *(["--resume"] if attempt else []))
         lines = 0
-        wanted = moments.randint(1, 5)
+        wanted = moments.randint(1, 6)
         while lines < wanted and process.poll() is None:  # an epoch a line on stdout
             lines += bool(process.stdout.readline())
         time.sleep(moments.random() * 0.5)
@@ -82,7 +97,7 @@ def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path, data_d
     assert not (directory / "results.json").exists()
     status, out, err = run_program("kerakd.train", *arguments, "--resume")
     assert status == 0, out + err
-    assert_same_run(complete_run, directory)
+    assert_same_run(uninterrupted, directory)
 
 
 def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_bits(complete_run, tmp_path, data_dir):
@@ -124,10 +139,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_p
     assert epochs == 1 and 0 < batches < 359
     status, out, err = run_program("kerakd.train", *slow_epochs, f"--workdir={tmp_path / 'stopped'}", "--resume")
     assert status == 0, out + err
-    whole, stopped = RunDirectory(tmp_path / "whole"), RunDirectory(tmp_path / "stopped")
-    assert whole.metrics() == stopped.metrics() and whole.results() == stopped.results()
-    for a, b in zip(whole.load_model("taught_0").get_weights(), stopped.load_model("taught_0").get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 def test_a_training_that_diverges_says_where_and_keeps_what_was_good(nets, tmp_path, data_dir):
@@ -250,12 +262,10 @@ def test_images_of_another_dataset_teach_without_labels(nets, trained, tmp_path)
     ],
 )
 def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, change, message):
-    from kerakd.train import Training
-
     settings = {"dataset": "digits", "synthetic": True, "student": "resnet8", "student_width": 0.125, "teacher": ("resnet8",), "teacher_epochs": 1}
     settings |= {"phase": ("trained_teacher:1",), "hard_weight": 0.0, "view": "same/ic", "batch_size": 16}
     with pytest.raises(BadInput, match=message):
-        Training(Config(**{**settings, **change}), RunDirectory(tmp_path / "run"))
+        train.Training(Config(**{**settings, **change}), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
@@ -269,14 +279,21 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, c
         ([*SMALL_RUN, "--dataset=no_such_set", "--workdir=NEW"], "dataset: expected digits or a TFDS name"),
         ([*SMALL_RUN, "--batch_size=2000", "--workdir=NEW"], "--batch_size: expected at most 1437"),
         (["--dataset=digits", "--student=resnet8", "--teacher=nowhere.keras", "--phase=trained_teacher:1", "--workdir=NEW"], "which is not there"),
+        ([*SMALL_RUN, "--checkpoints=0", "--workdir=NEW"], "--checkpoints: expected 1 or more, received 0"),
+        ([*SMALL_RUN, "--checkpoint_every=soon", "--workdir=NEW"], "--checkpoint_every: expected steps"),
         ([*SMALL_RUN, "--override=nothing=interval:4/interval:4", "--workdir=NEW"], "expected a pattern that matches a layer"),
     ],
 )
-def test_bad_input_gets_one_line_and_destroys_nothing(complete_run, tmp_path, data_dir, arguments, message):
+def test_bad_input_gets_one_line_and_destroys_nothing(complete_run, tmp_path, data_dir, refusal, arguments, message):
     before = {path: path.stat().st_mtime_ns for path in complete_run.rglob("*")}
     filled = [text.replace("RUN", str(complete_run)).replace("NEW", str(tmp_path / "new")) for text in arguments]
-    status, out, err = run_program("kerakd.train", f"--data_dir={data_dir}", *filled)
-    assert status == 2 and out == ""
+    out, err = refusal(train.main, f"--data_dir={data_dir}", *filled)
+    assert out == ""
     assert len(err.splitlines()) == 1 and err.startswith("kerakd: ") and message in err
     assert {path: path.stat().st_mtime_ns for path in complete_run.rglob("*")} == before
     assert not (tmp_path / "new").exists()
+
+
+def test_a_refusal_is_the_process_s_one_line_and_status(tmp_path):
+    status, out, err = run_program("kerakd.train", "--dataset=digits", f"--workdir={tmp_path / 'new'}")
+    assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith("kerakd: --student: expected a value")

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from kerakd import augment
 from kerakd.chatter import native_chatter_off
+from kerakd.data import folder
 from kerakd.errors import BadInput
 
 # (training split, test split) where they are not TFDS's train and test (FunMatch, appendix; ImageNet's test labels are not public)
@@ -20,6 +21,7 @@ SPLITS = {
     "food101": ("train[:90%]", "validation"),
     "oxford_iiit_pet": ("train[:90%]", "test"),
 }
+FOLDER = "folder:"  # before the path of images that a user has
 KEPT = 2**30  # bytes of images that are held in memory
 SHUFFLED = 2**31  # and of those that wait to be drawn from
 SYNTHETIC = {"train": 64, "test": 32}  # how many images a synthetic split has
@@ -31,6 +33,7 @@ class Split:
 
     examples: a tf.data.Dataset of {"image": uint8 [h, w, c], "label": int64, "index": int64}, in a fixed order.
     count: how many. classes: how many labels there are, 0 for images without. shape: (h, w, c), None where images differ in size.
+    names: of the classes, where they are known.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Split:
     count: int
     classes: int
     shape: tuple
+    names: tuple = ()
 
     @property
     def bytes_each(self):
@@ -60,25 +64,33 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     """The training and the test Split of a TFDS image classification dataset.
 
     Args:
-        name: "digits", or any TFDS name with "image" and "label".
+        name: "digits", any TFDS name with "image" and "label", or "folder:DIR" (`folder.find` says what it has to hold).
         data_dir: where TFDS keeps its datasets; None is TFDS's own default.
         synthetic: images of noise around one random pattern per class, of the dataset's own shape and classes: to try things out.
         image_size: of synthetic images where the dataset has no fixed size.
     Returns: (train, test).
     Raises: BadInput for an unknown dataset, one that can't be downloaded, one without labels.
     """
+    if name.startswith(FOLDER):
+        names, found = folder.find(name.removeprefix(FOLDER))
+        if synthetic:
+            return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
+        return tuple(Split(f"{name} {part}", folder.examples(*rows), len(rows[0]), len(names), (None, None, 3), tuple(names)) for part, rows in found.items())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
         raise BadInput(f'dataset: expected one with features "image" and "label", received {name!r} with {list(features or [])}')
-    classes, shape = features["label"].num_classes, tuple(features["image"].shape)
-    splits = SPLITS.get(name, ("train", "test"))
+    names, shape = tuple(features["label"].names or map(str, range(features["label"].num_classes))), tuple(features["image"].shape)
     if synthetic:
-        side = image_size or 256
-        shape = tuple(given or side for given in shape[:2]) + (shape[2] or 3,)
-        return tuple(_synthetic(f"{name} {part} (synthetic)", count, classes, shape, k) for k, (part, count) in enumerate(SYNTHETIC.items()))
+        return _synthetic_pair(name, shape, names, image_size)
     _prepare(builder, name)
-    return tuple(_split(builder, name, split, classes, shape) for split in splits)
+    return tuple(_split(builder, name, split, names, shape) for split in SPLITS.get(name, ("train", "test")))
+
+
+def _synthetic_pair(name, shape, names, image_size):
+    side = image_size or 256
+    shape = tuple(given or side for given in shape[:2]) + (shape[2] or 3,)
+    return tuple(_synthetic(f"{name} {part} (synthetic)", count, names, shape, k) for k, (part, count) in enumerate(SYNTHETIC.items()))
 
 
 def images_of(name, data_dir=None, synthetic=False, image_size=0):
@@ -86,6 +98,8 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
 
     Args, Raises: as `load`; "label" need not be there.
     """
+    if name.startswith(FOLDER):
+        return dataclasses.replace(load(name, data_dir, synthetic, image_size)[0], classes=0, names=())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or "image" not in features:
@@ -93,10 +107,10 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
     shape, part = tuple(features["image"].shape), SPLITS.get(name, ("train",))[0]
     if synthetic:
         side = image_size or 256
-        made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], 10, tuple(given or side for given in shape[:2]) + (shape[2] or 3,), 7)
-        return dataclasses.replace(made, classes=0)
+        made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], ("",) * 10, tuple(given or side for given in shape[:2]) + (shape[2] or 3,), 7)
+        return dataclasses.replace(made, classes=0, names=())
     _prepare(builder, name)
-    return _split(builder, name, part, 0, shape)
+    return _split(builder, name, part, (), shape)
 
 
 def _builder(name, data_dir):
@@ -141,13 +155,13 @@ def _unreachable_host(builder):
     return None
 
 
-def _split(builder, name, split, classes, shape):
+def _split(builder, name, split, names, shape):
     count = builder.info.splits[split].num_examples
     read = builder.as_dataset(split=split, shuffle_files=False)
-    examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if classes else -1, "index": index})
+    examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if names else -1, "index": index})
     if math.prod(side or 512 for side in shape) * count < KEPT:
         examples = _in_memory(examples, shape)
-    return Split(f"{name} {split}", examples, count, classes, shape)
+    return Split(f"{name} {split}", examples, count, len(names), shape, names)
 
 
 def _in_memory(examples, shape):
@@ -158,13 +172,13 @@ def _in_memory(examples, shape):
     return tf.data.Dataset.from_tensor_slices({key: np.stack([row[key] for row in rows]) for key in ("image", "label", "index")})
 
 
-def _synthetic(name, count, classes, shape, part):
+def _synthetic(name, count, names, shape, part):
     random = np.random.default_rng(part)
-    labels = np.arange(count) % classes
+    labels = np.arange(count) % len(names)
     patterns = {label: np.random.default_rng(label).integers(0, 256, shape) for label in set(labels.tolist())}
     images = np.stack([np.clip(patterns[label] + random.normal(0, 32, shape), 0, 255) for label in labels.tolist()]).astype(np.uint8)
     examples = tf.data.Dataset.from_tensor_slices({"image": images, "label": labels.astype(np.int64), "index": np.arange(count)})
-    return Split(name, examples, count, classes, shape)
+    return Split(name, examples, count, len(names), shape, names)
 
 
 def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, first_batch=0, mixup=False, teacher_sizes=(), fixed_logits=None, places=False):

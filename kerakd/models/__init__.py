@@ -28,7 +28,7 @@ def build(name, input_shape, classes, width=1.0, shallow=False):
         input_shape: (height, width, channels).
         classes: length of the logits.
         width: multiplies every number of channels.
-        shallow: one block of each stage, to try something out.
+        shallow: one block of each of the first two stages, to try something out.
     Raises: BadInput for an unknown name.
     """
     if name not in BY_NAME:

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
-from kerakd.models.layers import classifier, groups, scaled
+from kerakd.models.layers import SHALLOW, classifier, groups, scaled
 from kerakd.models.resnet import IMAGENET
 
 L = keras.layers
@@ -65,7 +65,7 @@ def bit_resnet(depth, factor, input_shape, classes, width=1.0, shallow=False):
         input_shape: (height, width, channels), float images in -1..1.
         classes: length of the logits.
         width: multiplies every number of channels once more; GroupNorm has 32 groups or the most below that divide them.
-        shallow: one unit a block.
+        shallow: one unit of each of the first two blocks.
     Returns: a functional model, images [batch, height, width, channels] -> logits [batch, classes].
     """
     inputs = keras.Input(input_shape, name="image")
@@ -73,7 +73,8 @@ def bit_resnet(depth, factor, input_shape, classes, width=1.0, shallow=False):
     x = _conv(inputs, filters[0], 7, 2, "root_block/")
     x = L.ZeroPadding2D(1, name="root_block/pool_pad")(x)  # with zeros, not -inf: so the weights were trained
     x = L.MaxPooling2D(3, 2, name="root_block/pool")(x)
-    for block, (count, units) in enumerate(zip(filters, IMAGENET[depth][1], strict=True)):
+    stages = list(zip(filters, IMAGENET[depth][1], strict=True))
+    for block, (count, units) in enumerate(stages[:SHALLOW] if shallow else stages):
         for unit in range(1 if shallow else units):
             x = _unit(x, count, 2 if block and not unit else 1, f"block{block + 1}/unit{unit + 1:02d}/")
     return classifier(_norm(x, ""), inputs, classes, f"bit_r{depth}x{factor}", "zeros")

@@ -3,6 +3,7 @@
 import tf_keras as keras
 
 L = keras.layers
+SHALLOW = 2  # stages of a network that is only to try something out
 
 
 def _hard_sigmoid(x, name):

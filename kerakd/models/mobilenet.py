@@ -4,7 +4,7 @@ import functools
 
 import tf_keras as keras
 
-from kerakd.models.layers import activate, channels, classifier, conv, depthwise, group_norm, norm, squeeze_excite
+from kerakd.models.layers import SHALLOW, activate, channels, classifier, conv, depthwise, group_norm, norm, squeeze_excite
 
 L = keras.layers
 SMALL = 64  # images of fewer pixels keep their resolution in the stem and at the first stride of 2 after it
@@ -32,7 +32,7 @@ def _inverted_residual_net(stages, name, input_shape, classes, width, shallow, a
     inputs = keras.Input(input_shape, name="image")
     small = input_shape[0] < SMALL
     x = normalize(conv(inputs, channels(32 * width), 3, 1 if small else 2, name="stem"), "stem", activation)
-    for stage, (expansion, count, blocks, stride, size) in enumerate(stages):
+    for stage, (expansion, count, blocks, stride, size) in enumerate(stages[:SHALLOW] if shallow else stages):
         for block in range(1 if shallow else blocks):
             step, at = 1 if block or (small and stage == 1) else stride, f"stage{stage + 1}_block{block + 1}"
             x = _inverted_residual(x, channels(count * width), size, step, expansion, at, activation, normalize, excite)
@@ -48,7 +48,7 @@ def mobilenet_v2(input_shape, classes, width=1.0, shallow=False):
         input_shape: (height, width, channels), float images about zero.
         classes: length of the logits.
         width: multiplies every number of channels, rounded to multiples of 8.
-        shallow: one block a stage.
+        shallow: one block of each of the first two stages.
     Returns: a functional model, images [batch, height, width, channels] -> logits [batch, classes].
     """
     return _inverted_residual_net(V2, "mobilenet_v2", input_shape, classes, width, shallow)
@@ -123,7 +123,8 @@ def mobilenet_v3(size, input_shape, classes, width=1.0, shallow=False, grouped=F
     """
     inputs = keras.Input(input_shape, name="image")
     blocks, hidden = V3[size]
-    blocks = [block for block, before in zip(blocks, (blocks[0], *blocks), strict=False) if block is before or block[2] != before[2]] if shallow else blocks
+    if shallow:
+        blocks = [block for block, before in zip(blocks, (blocks[0], *blocks), strict=False) if block is before or block[2] != before[2]][:SHALLOW]
     small, first = input_shape[0] < SMALL, [block[-1] for block in blocks].index(2)
     normalize = group_norm if grouped else functools.partial(norm, momentum=0.999, epsilon=1e-3)
     x, before = normalize(conv(inputs, channels(16 * width), 3, 1 if small else 2, name="stem"), "stem", "hard_swish"), 16

@@ -2,7 +2,7 @@
 
 import tf_keras as keras
 
-from kerakd.models.layers import classifier, conv, norm, scaled
+from kerakd.models.layers import SHALLOW, classifier, conv, norm, scaled
 
 L = keras.layers
 
@@ -28,7 +28,7 @@ def _residual(x, branch, filters, stride, name):
 
 
 def _stages(x, branch, filters, blocks):
-    for stage, (width, count) in enumerate(zip(filters, blocks, strict=True)):
+    for stage, (width, count) in enumerate(zip(filters, blocks, strict=False)):
         for block in range(count):
             x = _residual(x, branch, width, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
     return x
@@ -41,13 +41,13 @@ def resnet_cifar(depth, input_shape, classes, width=1.0, shallow=False):
     Args:
         input_shape: (height, width, channels), float images about zero.
         classes: length of the logits.
-        shallow: one block a stage.
+        shallow: one block of each of the first two stages.
     Returns: a functional model, images [batch, height, width, channels] -> logits [batch, classes].
     """
     inputs = keras.Input(input_shape, name="image")
     filters = scaled((16, 32, 64), width)
     x = norm(conv(inputs, filters[0], 3, name="conv"), "conv", "relu")
-    return classifier(_stages(x, _basic, filters, [1 if shallow else (depth - 2) // 6] * 3), inputs, classes, f"resnet{depth}")
+    return classifier(_stages(x, _basic, filters, [1] * SHALLOW if shallow else [(depth - 2) // 6] * 3), inputs, classes, f"resnet{depth}")
 
 
 IMAGENET = {
@@ -63,7 +63,7 @@ def resnet_imagenet(depth, input_shape, classes, width=1.0, shallow=False):
     """ResNet-`depth` of IMAGENET: 7x7 stem of stride 2, max pooling, four stages (He et al. 2016, table 1). As `resnet_cifar`."""
     inputs = keras.Input(input_shape, name="image")
     branch, blocks = IMAGENET[depth]
-    blocks = [1] * len(blocks) if shallow else blocks
+    blocks = [1] * SHALLOW if shallow else blocks
     filters = scaled((64, 128, 256, 512), width)
     x = norm(conv(inputs, filters[0], 7, 2, name="conv"), "conv", "relu")
     x = L.MaxPooling2D(3, 2, padding="same", name="maxpool")(x)
@@ -75,7 +75,7 @@ def resnet_v2_cifar(depth, input_shape, classes, width=1.0, shallow=False):
     inputs = keras.Input(input_shape, name="image")
     filters = scaled((16, 32, 64), width)
     x = conv(inputs, filters[0], 3, name="conv")
-    for stage, count in enumerate(filters):
+    for stage, count in enumerate(filters[:SHALLOW] if shallow else filters):
         for block in range(1 if shallow else (depth - 2) // 6):
             name, stride = f"stage{stage + 1}_block{block + 1}", 2 if stage and not block else 1
             y = norm(x, f"{name}_1", "relu")

@@ -1,0 +1,95 @@
+"""Gets a dataset and shows what a network will see of it.
+
+python -m kerakd.data --dataset=cifar10 --view=shift_flip --picture=views.png
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+from kerakd import quiet  # first: it keeps TensorFlow quiet
+
+with quiet.native_chatter_off():
+    import numpy as np
+
+    from kerakd import augment, data
+    from kerakd import config as config_module
+    from kerakd.errors import BadInput
+    from kerakd.rundir import write_aside
+
+IMAGES, EPOCHS = 8, 6  # of the sheet: rows and columns
+
+
+def _flag(default, help, choices=None):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of this program. Raises: BadInput for values that are none."""
+
+    dataset: str = _flag("", "digits, a TFDS name such as cifar10, or folder:DIR")
+    data_dir: str = _flag("", "where TFDS keeps its datasets; empty: TFDS's default")
+    view: str = _flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
+    image_size: int = _flag(0, "height and width of a view; 0: as stored")
+    seed: int = _flag(0, "of the views")
+    synthetic: bool = _flag(False, "noise of the dataset's shape and classes instead of its images")
+    picture: str = _flag("views.png", "the sheet")
+    overwrite: bool = _flag(False, "replace a picture that exists")
+
+    def __post_init__(self):
+        if not self.dataset:
+            raise BadInput("--dataset: expected a value, received none; give --dataset=cifar10 or so")
+        augment.view(self.view)
+        for name in ("image_size", "seed"):
+            if getattr(self, name) < 0:
+                raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
+        path = pathlib.Path(self.picture)
+        if path.suffix != ".png" or not path.parent.is_dir():
+            raise BadInput(f"--picture: expected a .png file in a folder that exists, received {self.picture!r}")
+        if path.exists() and not self.overwrite:
+            raise BadInput(f"--picture: expected a new file, received {self.picture}, which exists; give --overwrite to replace it")
+
+
+def sheet(split, view, size, seed=0):
+    """A contact sheet: a row for each of a few images, the stored one first, then its views in the first epochs.
+
+    Args: split: a data.Split. view: a key of augment.BY_NAME. size: (height, width) of the views. seed: of the views.
+    Returns: a matplotlib Figure. Where the teacher sees another crop, it is beside the student's.
+    """
+    from matplotlib.figure import Figure
+
+    few = dataclasses.replace(split, examples=split.examples.take(IMAGES), count=min(IMAGES, split.count))
+    rows = [[(example["image"], "stored")] for example in few.examples.as_numpy_iterator()]
+    apart = augment.view(view).teacher is not None and not augment.view(view).fixed
+    sizes = [size] if apart else []
+    views = data.training(few, view=view, size=size, batch_size=few.count, seed=seed, epochs=EPOCHS, teacher_sizes=sizes)
+    for epoch, (x, *_) in enumerate(views.as_numpy_iterator()):
+        seen = {"student": x["student"], "teacher": x["teachers"][0]} if apart else {"": x}
+        for at, index in enumerate(data.indices(few, seed, epoch, 0, few.count)):
+            rows[index] += [((images[at] + 1) / 2, f"{who} epoch {epoch + 1}".strip()) for who, images in seen.items()]
+    figure = Figure(figsize=(1.25 * len(rows[0]), 1.35 * len(rows)), layout="constrained")
+    for axes_of_row, row in zip(figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True):
+        for axes, (image, title) in zip(axes_of_row, row, strict=True):
+            image = image[..., 0] if image.shape[-1] == 1 else image
+            axes.imshow(np.clip(image, 0, 255 if image.dtype == np.uint8 else 1), cmap="gray", interpolation="nearest")
+            axes.axis("off")
+            if axes_of_row is not None and row is rows[0]:
+                axes.set_title(title, fontsize=7)
+    return figure
+
+
+def main():
+    options, _ = config_module.parse(["python -m kerakd.data", *sys.argv[1:]], Options)
+    splits = data.load(options.dataset, options.data_dir or None, options.synthetic, options.image_size)
+    for split in splits:
+        stored = "x".join(str(side or "?") for side in split.shape)
+        print(f"{split.name}: {split.count} images of {stored}, {split.classes} classes")
+    size = splits[0].image_shape(options.image_size)[:2]
+    figure = sheet(splits[0], options.view, size, options.seed)
+    write_aside(options.picture, lambda aside: figure.savefig(aside, dpi=120))
+    print(f"wrote {options.picture}: {options.view} at {size[0]}x{size[1]}")
+
+
+if __name__ == "__main__":
+    config_module.program(main)

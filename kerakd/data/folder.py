@@ -1,0 +1,85 @@
+"""A folder of class folders as examples: the images that a user has."""
+
+import pathlib
+import zlib
+
+import numpy as np
+import tensorflow as tf
+
+from kerakd.errors import BadInput
+
+KINDS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
+TESTS = ("test", "val", "validation")
+TENTH = 10  # of a folder that is not split, one image in so many is tested on
+
+
+def find(root):
+    """The images of a folder and their classes.
+
+    Args:
+        root: a folder with a folder for each class, whose images are split by a hash of their names, a tenth for the test; or one
+            with folders "train" and "test" (or "val", "validation"), each with the same class folders.
+    Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
+    Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, splits of other classes.
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise BadInput(f"dataset: expected a folder after folder:, received {str(root)!r}, which is none")
+    tests = [name for name in TESTS if (root / name).is_dir()]
+    if (root / "train").is_dir() and tests:
+        names, train = _classes(root / "train")
+        others, test = _classes(root / tests[0])
+        if others != names:
+            apart = ", ".join(sorted(set(names) ^ set(others)))
+            raise BadInput(f"dataset: expected the same class folders in {root}/train and {root}/{tests[0]}, received others ({apart})")
+        return names, {"train": train, "test": test}
+    names, (paths, labels) = _classes(root)
+    tested = [zlib.crc32(str(path.relative_to(root)).encode()) % TENTH == 0 for path in paths]  # so that a new image moves no other
+    found = {part: ([], []) for part in ("train", "test")}
+    for path, label, test in zip(paths, labels, tested, strict=True):
+        into = found["test" if test else "train"]
+        into[0].append(path)
+        into[1].append(label)
+    for part, (paths, _) in found.items():
+        if not paths:
+            raise BadInput(f"dataset: expected images enough in {root} for a tenth to test on, received none for {part}; give it folders train and test")
+    return names, found
+
+
+def _classes(root):
+    """(names of the class folders, (paths, classes)) of one split."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if len(folders) < 2:
+        raise BadInput(f"dataset: expected a folder for each of two classes or more in {root}, received {len(folders)}")
+    paths, labels = [], []
+    for label, folder in enumerate(folders):
+        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+        if not images:
+            raise BadInput(f"dataset: expected images ({', '.join(KINDS)}) in {folder}, received none")
+        paths += images
+        labels += [label] * len(images)
+    return [folder.name for folder in folders], (paths, labels)
+
+
+def examples(paths, labels):
+    """A tf.data.Dataset of {"image": uint8 [h, w, 3], "label": int64, "index": int64}, in this order; gray images get three equal channels.
+
+    An image that can't be read ends the iteration with an error that names it.
+    """
+    rows = {"path": [str(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
+
+    def read(row):
+        image = tf.ensure_shape(tf.numpy_function(_read, [row["path"]], tf.uint8), [None, None, 3])
+        return {"image": image, "label": row["label"], "index": row["index"]}
+
+    return tf.data.Dataset.from_tensor_slices(rows).map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+
+def _read(path):
+    from PIL import Image
+
+    try:
+        with Image.open(path.decode()) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it or take it away") from error

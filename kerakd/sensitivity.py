@@ -1,0 +1,211 @@
+"""How much a network loses where one layer alone is lowered, and which widths fit a budget of bytes.
+
+python -m kerakd.sensitivity --run=runs/cifar10 --budget=60000
+
+The float student of the run is lowered in one kernel at a time, without training, on images of the training split: the test
+images are not to choose anything. Losses of layers are taken to add up (their KL divergences from the float network, which
+show what a few thousand images' accuracy can't), and layers go down where that costs least for each byte that it saves. The
+accuracy that is predicted is that of all chosen widths together, measured, before training; training gives back much of it.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+import sys
+
+from kerakd import quiet  # first: it keeps TensorFlow quiet
+
+with quiet.native_chatter_off():
+    import numpy as np
+    import tqdm
+
+    from kerakd import config as config_module
+    from kerakd import data, evaluate, graph
+    from kerakd.calibration import fit_weight_intervals
+    from kerakd.config import is_file
+    from kerakd.errors import BadInput
+    from kerakd.quantizers import Interval
+    from kerakd.rewrite import simplify
+    from kerakd.rundir import RunDirectory, load_model, write_aside
+    from kerakd.scheme import Scheme, quantize
+    from kerakd.wrapper import kernel_name
+
+
+class Kernels:
+    """The kernels of a float network, and the network with any choice of them lowered.
+
+    Args:
+        net: a functional tf_keras model of logits. outer: bits of the first and the last kernel, which are not to be chosen.
+        batches: (images, labels) on which it is judged.
+    """
+
+    def __init__(self, net, outer, batches):
+        self.net, self.batches, self.labels = net, batches, evaluate.labels_of(batches)
+        weighted = [call.layer for call in graph.calls(simplify(net)[0]) if kernel_name(call.layer)]
+        self.sizes = {layer.name: int(np.prod(getattr(layer, kernel_name(layer)).shape)) for layer in weighted}
+        self.fixed = dict(zip((weighted[0].name, weighted[-1].name), outer, strict=True))
+        self.names = [name for name in self.sizes if name not in self.fixed]
+        self.logits = evaluate.predictions(net, batches)
+
+    def judge(self, widths):
+        """{"accuracy", "kl": mean KL(float || lowered), nats} with {layer: bits}; the others stay float."""
+        rules = {f"^{re.escape(name)}$": Scheme(Interval(width), None) for name, width in widths.items()}
+        lowered = quantize(self.net, Scheme(None, None, first=None, last=None, overrides=rules))
+        fit_weight_intervals(lowered, "mse")
+        logits = evaluate.predictions(lowered, self.batches)
+        return {"accuracy": evaluate.top1(logits, self.labels), "kl": evaluate.agreement(logits, self.logits)["kl"]}
+
+    def bytes(self, widths):
+        """Of the kernels at {layer: bits}."""
+        return sum(self.sizes[name] * width for name, width in widths.items()) / 8
+
+
+def losses(kernels, widths, shown=False):
+    """{layer: {bits: `Kernels.judge` of that layer alone at them}}, the first and the last layer left out. shown: a bar of progress."""
+    asked = [(name, width) for name in kernels.names for width in sorted(widths)]
+    found = {name: {} for name in kernels.names}
+    for name, width in tqdm.tqdm(asked, desc="layers", disable=not shown, leave=False):
+        found[name][width] = kernels.judge({name: width})
+    return found
+
+
+def fit(found, sizes, budget, fixed_bytes=0.0):
+    """Widths whose kernels fit a budget.
+
+    Args: found: as `losses`. sizes: {layer: weights}. budget: bytes. fixed_bytes: of what is not to be chosen.
+    Returns: {layer: bits}: all at the widest; then, step by step, the layer goes down whose KL rises least for each byte saved.
+    Raises: BadInput where the narrowest do not fit.
+    """
+    widths = {name: sorted(one) for name, one in found.items()}
+    chosen = {name: one[-1] for name, one in widths.items()}
+
+    def total():
+        return fixed_bytes + sum(sizes[name] * width for name, width in chosen.items()) / 8
+
+    while total() > budget:
+        steps = []
+        for name, width in chosen.items():
+            for lower in widths[name][: widths[name].index(width)]:
+                saved = sizes[name] * (width - lower) / 8
+                steps.append(((found[name][lower]["kl"] - found[name][width]["kl"]) / saved, name, lower))
+        if not steps:
+            raise BadInput(f"--budget: expected at least {total():.0f} bytes, which the narrowest kernels take, received {budget}; give smaller --widths")
+        _, name, lower = min(steps)
+        chosen[name] = lower
+    return chosen
+
+
+def figure_of(found, accuracy):
+    """The accuracy that each layer costs at each width: a group of bars a layer.
+
+    Args: found: as `losses`. accuracy: of the float network.
+    Returns: a matplotlib Figure.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    names, widths = list(found), sorted(next(iter(found.values())))
+    figure = Figure(figsize=(max(7, 1.5 + 0.35 * len(names)), 5), layout="constrained")
+    axes = figure.subplots()
+    for k, width in enumerate(widths):
+        lost = [100 * (accuracy - found[name][width]["accuracy"]) for name in names]
+        places = np.arange(len(names)) + (k - (len(widths) - 1) / 2) * 0.8 / len(widths)
+        axes.bar(places, lost, 0.8 / len(widths), color=colormaps["viridis"](k / max(len(widths) - 1, 1)), label=f"{width} bits")
+    axes.axhline(0, color="0.2", linewidth=0.8)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=8)
+    axes.set(title=f"Accuracy lost where one kernel is lowered, without training (float: {accuracy:.4f})", ylabel="percentage points")
+    axes.margins(x=0.01)
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend()
+    return figure
+
+
+def _flag(default, help):
+    return dataclasses.field(default=default, metadata={"help": help, "choices": None})
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """The flags of this program. Raises: BadInput for values that are none."""
+
+    run: str = _flag("", "the directory of a complete run with a float student")
+    widths: str = _flag("2,3,4,8", "bits that kernels are tried at")
+    images: int = _flag(2000, "training images that are asked")
+    budget: int = _flag(0, "bytes that all kernels may take; 0: none")
+    trained: str = _flag("", "the directory of a run with the widths that were proposed: its accuracy is printed beside the prediction")
+    picture: str = _flag("", "a .png of what each layer loses")
+    json: str = _flag("", "a file for all figures")
+    overwrite: bool = _flag(False, "replace files that exist")
+
+    def __post_init__(self):
+        if not self.run:
+            raise BadInput("--run: expected the directory of a run, received none; give --run=DIR")
+        if not re.fullmatch(r"[2-8](,[2-8])*", self.widths) or len(set(self.bits)) < len(self.bits):
+            raise BadInput(f"--widths: expected numbers from 2 to 8, each once, as 2,4,8, received {self.widths!r}")
+        for name, least in (("images", 1), ("budget", 0)):
+            if getattr(self, name) < least:
+                raise BadInput(f"--{name}: expected {least} or more, received {getattr(self, name)}")
+        for name, path, kind in (("picture", self.picture, ".png"), ("json", self.json, ".json")):
+            if path and (pathlib.Path(path).suffix != kind or not pathlib.Path(path).parent.is_dir()):
+                raise BadInput(f"--{name}: expected a {kind} file in a folder that exists, received {path!r}")
+            if path and pathlib.Path(path).exists() and not self.overwrite:
+                raise BadInput(f"--{name}: expected a new file, received {path}, which exists; give --overwrite to replace it")
+
+    @property
+    def bits(self):
+        return [int(width) for width in self.widths.split(",")]
+
+
+def _float_net(directory, config):
+    if directory.has_model("float"):
+        return directory.load_model("float")
+    if is_file(config.student) and config.from_float():
+        return load_model(config.student)
+    raise BadInput(f"--run: expected a run with a float student, received {directory.path} without; train one with --float_epochs, or from a file")
+
+
+def main():
+    options, _ = config_module.parse(["python -m kerakd.sensitivity", *sys.argv[1:]], Options)
+    directory = RunDirectory(options.run)
+    directory.results()
+    config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
+    trained = RunDirectory(options.trained).results() if options.trained else {}
+    net = _float_net(directory, config)
+    train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
+    count = min(options.images, train.count)
+    views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
+    images, labels = next(views.take(1).as_numpy_iterator())
+    batches = [(images[at : at + 128], labels[at : at + 128]) for at in range(0, count, 128)]
+    kernels = Kernels(net, (config.first or 8, config.last or 8), batches)
+    accuracy = evaluate.top1(kernels.logits, kernels.labels)
+    found = losses(kernels, options.bits, shown=sys.stderr.isatty())
+    sizes, widths = kernels.sizes, sorted(options.bits)
+    print(f"{net.name}: accuracy {accuracy:.4f} in float on {count} training images; lost where one kernel is lowered, in percentage points")
+    room = max(map(len, found))
+    print(f"{'':{room}}   weights" + "".join(f"{width:>7} b" for width in widths))
+    for name, row in found.items():
+        print(f"{name:{room}}{sizes[name]:>10}" + "".join(f"{100 * (accuracy - row[width]['accuracy']):9.2f}" for width in widths))
+    said = {"accuracy": accuracy, "images": count, "layers": {name: {"weights": sizes[name], **row} for name, row in found.items()}}
+    if options.budget:
+        chosen = fit(found, sizes, options.budget, kernels.bytes(kernels.fixed))
+        together = kernels.judge({**kernels.fixed, **chosen})
+        taken = kernels.bytes({**kernels.fixed, **chosen})
+        print(f"\nfor {options.budget} bytes: {taken:.0f} bytes of kernels, predicted accuracy {together['accuracy']:.4f} before training")
+        overrides = [f"--override=^{re.escape(name)}$=interval:{width}/{config.activations}" for name, width in chosen.items()]
+        print(" ".join(f"'{text}'" for text in overrides))
+        said["budget"] = {"bytes": taken, "widths": chosen, "predicted": together["accuracy"], "overrides": overrides}
+    taught = [value for name, value in trained.items() if name.startswith("taught_")]
+    if taught:
+        print(f"{options.trained}: trained, accuracy {np.mean(taught):.4f} on test images")
+        said["trained"] = float(np.mean(taught))
+    if options.picture:
+        write_aside(options.picture, lambda aside: figure_of(found, accuracy).savefig(aside, dpi=120))
+    if options.json:
+        write_aside(options.json, lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
+    for path in filter(None, (options.picture, options.json)):
+        print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    config_module.program(main)

@@ -1,0 +1,57 @@
+"""The program that shows a dataset: its counts, its sheet of views, its refusals."""
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import run_program
+
+from kerakd import augment, data
+from kerakd.data import __main__ as program
+
+
+def test_the_program_prints_the_splits_and_draws_the_views(tmp_path, data_dir):
+    status, out, err = run_program("kerakd.data", "--dataset=digits", f"--data_dir={data_dir}", f"--picture={tmp_path / 'views.png'}")
+    assert status == 0, out + err
+    assert "digits train: 1437 images of 8x8x1, 10 classes\ndigits test: 360 images of 8x8x1, 10 classes\n" in out
+    assert matplotlib.image.imread(tmp_path / "views.png").std() > 0.05
+
+
+@pytest.mark.parametrize("view", augment.BY_NAME)
+def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
+    train, _ = data.load("cifar10", synthetic=True)
+    figure = program.sheet(train, view, (16, 16) if "ic" in view or view == "inception" else (32, 32))
+    cells = [[axes.images[0].get_array() for axes in row] for row in np.reshape(figure.axes, (program.IMAGES, -1))]
+    assert len(cells[0]) == 1 + program.EPOCHS * (1 + (augment.view(view).teacher is not None and not augment.view(view).fixed))
+    stored = [e["image"] for e in train.examples.take(program.IMAGES).as_numpy_iterator()]
+    for row, image in zip(cells, stored, strict=True):
+        np.testing.assert_array_equal(row[0], image)
+    if view == "whole":
+        for row, image in zip(cells, stored, strict=True):
+            for cell in row[1:]:
+                np.testing.assert_allclose(cell, image / 255, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--dataset: expected a value"),
+        (["--dataset=no_such_set"], "dataset: expected digits or a TFDS name"),
+        (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
+        (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
+        (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),
+        (["--dataset=folder:/nowhere"], "expected a folder after folder:"),
+    ],
+)
+def test_bad_input_gets_one_line(refusal, tmp_path, monkeypatch, arguments, message):
+    import re
+
+    monkeypatch.chdir(tmp_path)
+    _, err = refusal(program.main, *arguments)
+    assert re.search(message, err) and len(err.splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_picture_that_exists_is_kept(refusal, tmp_path):
+    (tmp_path / "x.png").write_text("mine")
+    _, err = refusal(program.main, "--dataset=digits", f"--picture={tmp_path / 'x.png'}")
+    assert "give --overwrite" in err and (tmp_path / "x.png").read_text() == "mine"

@@ -1,0 +1,97 @@
+"""A folder of class folders: its splits, its images as they are, what it refuses."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from kerakd import data
+from kerakd.data import folder
+from kerakd.errors import BadInput
+
+
+def write(path, size=(8, 6), mode="RGB", value=100):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode == "L" else (value, value // 2, 0)).save(path)
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes of 30 images each, of other sizes, some gray, one of a single pixel; the path has a space and an umlaut."""
+    for name, count in (("Bär", 30), ("cat", 30)):
+        for k in range(count):
+            write(tmp_path / "my bïlder" / name / f"{k:02d}.png", size=(8 + k, 6), mode="L" if k % 7 == 0 else "RGB", value=10 + k)
+    write(tmp_path / "my bïlder" / "cat" / "dot.PNG", size=(1, 1))
+    (tmp_path / "my bïlder" / "cat" / "notes.txt").write_text("no image")
+    return tmp_path / "my bïlder"
+
+
+def test_a_tenth_is_for_the_test_and_a_new_image_moves_no_other(root):
+    names, before = folder.find(root)
+    assert names == ["Bär", "cat"]
+    assert {part: len(paths) for part, (paths, _) in before.items()} == {"train": 61 - len(before["test"][0]), "test": len(before["test"][0])}
+    assert 2 <= len(before["test"][0]) <= 12
+    write(root / "Bär" / "15b.png")
+    after = folder.find(root)[1]
+    for part in ("train", "test"):
+        assert set(before[part][0]) <= set(after[part][0])
+
+
+def test_folders_named_train_and_test_are_the_splits(root, tmp_path):
+    for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
+        write(tmp_path / "split" / part / name / "deep" / "x.jpg")
+    train, test = data.load(f"folder:{tmp_path / 'split'}")
+    assert (train.count, test.count, train.classes, train.names) == (2, 2, 2, ("a", "b"))
+
+
+def test_images_are_as_stored_gray_ones_in_three_channels(root):
+    train, test = data.load(f"folder:{root}")
+    assert train.shape == (None, None, 3)
+    seen = list(train.examples.as_numpy_iterator()) + list(test.examples.as_numpy_iterator())
+    assert [e["index"] for e in seen] == [*range(train.count), *range(test.count)]
+    names, found = folder.find(root)
+    for e, path, label in zip(seen, found["train"][0] + found["test"][0], found["train"][1] + found["test"][1], strict=True):
+        with Image.open(path) as image:
+            np.testing.assert_array_equal(e["image"], np.asarray(image.convert("RGB")))
+        assert e["label"] == label and path.parent.name == names[label]
+
+
+def test_views_of_images_of_any_size_train(root):
+    train, _ = data.load(f"folder:{root}")
+    batches = data.training(train, view="inception", size=(16, 16), batch_size=8, seed=0, epochs=1)
+    for x, y in batches:
+        assert x.shape == (8, 16, 16, 3) and np.isfinite(x).all() and set(y.numpy()) <= {0, 1}
+
+
+def test_without_labels_its_images_teach(root):
+    images = data.images_of(f"folder:{root}")
+    assert not images.labelled and images.count == data.load(f"folder:{root}")[0].count
+
+
+def test_synthetic_images_have_its_classes(root):
+    train, _ = data.load(f"folder:{root}", synthetic=True, image_size=12)
+    assert train.shape == (12, 12, 3) and train.names == ("Bär", "cat")
+
+
+def test_an_image_that_can_not_be_read_is_named(root):
+    (root / "cat" / "00.png").write_bytes((root / "cat" / "01.png").read_bytes()[:40])
+    train, test = data.load(f"folder:{root}")
+    with pytest.raises(Exception, match=r"BadInput: image: expected one that can be read, received .*cat/00.png"):
+        for split in (train, test):
+            list(split.examples)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda root: None, "expected a folder after folder:"),
+        (lambda root: root.mkdir(), "expected a folder for each of two classes or more in .*, received 0"),
+        (lambda root: write(root / "only" / "x.png"), "two classes or more in .*, received 1"),
+        (lambda root: (write(root / "a" / "x.png"), (root / "b").mkdir()), "expected images .* in .*b, received none"),
+        (lambda root: [write(root / name / "x.png") for name in ("a", "b")], "images enough in .* for a tenth"),
+        (lambda root: [write(root / p / "x.png") for p in ("train/a", "train/b", "test/a", "test/c")], r"same class folders in .* received others \(b, c\)"),
+    ],
+)
+def test_what_is_no_such_folder_is_refused(tmp_path, make, message):
+    make(tmp_path / "x")
+    with pytest.raises(BadInput, match=message):
+        data.load(f"folder:{tmp_path / 'x'}")

@@ -1,0 +1,114 @@
+"""Sensitivity: what one lowered kernel costs, which widths fit a budget, and that the proposed flags train."""
+
+import json
+import re
+
+import matplotlib.image
+import numpy as np
+import pytest
+from conftest import run_program
+
+import kerakd
+from kerakd import data, evaluate, models, sensitivity
+from kerakd.rundir import RunDirectory
+from kerakd.sensitivity import Kernels, fit, losses
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    """Of an untrained network on noise: what is measured does not depend on its being good."""
+    random = np.random.default_rng(0)
+    net = models.build("resnet8", (8, 8, 1), 10, 0.25)
+    return Kernels(net, (8, 8), [(random.normal(size=(64, 8, 8, 1)).astype(np.float32), random.integers(0, 10, 64))])
+
+
+def test_first_and_last_are_not_to_be_chosen(kernels):
+    assert list(kernels.fixed) == ["conv", "logits"] or list(kernels.fixed.values()) == [8, 8]
+    assert not set(kernels.fixed) & set(kernels.names) and len(kernels.names) == len(kernels.sizes) - 2
+
+
+def test_a_kernel_is_lowered_alone(kernels):
+    """As by hand: that kernel's values on its grid, in the float network."""
+    name = kernels.names[2]
+    student = kerakd.quantize(kernels.net, kerakd.Scheme(kerakd.Interval(3), None, first=3, last=3))
+    from kerakd.calibration import fit_weight_intervals
+
+    fit_weight_intervals(student, "mse")
+    (layer,) = [layer for layer in student.layers if getattr(getattr(layer, "layer", None), "name", None) == name]
+    ((variable, quantizer, made),) = layer.kernels
+    weights, target = kernels.net.get_weights(), kernels.net.get_layer(name).kernel
+    before = target.numpy()
+    target.assign(quantizer(variable, False, made))
+    expected = evaluate.agreement(evaluate.predictions(kernels.net, kernels.batches), kernels.logits)["kl"]
+    target.assign(before)
+    assert kernels.judge({name: 3})["kl"] == pytest.approx(expected, rel=1e-4)
+    for a, b in zip(kernels.net.get_weights(), weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_more_bits_lose_less(kernels):
+    found = losses(kernels, [2, 4, 8])
+    assert list(found) == kernels.names
+    kl = np.array([[row[width]["kl"] for width in (2, 4, 8)] for row in found.values()])
+    assert (kl[:, 0] > kl[:, 1]).mean() > 0.9 and (kl[:, 1] > kl[:, 2]).mean() > 0.9 and kl[:, 2].max() < 0.01
+
+
+def cost(**kl):
+    return {int(bits[1:]): {"kl": value} for bits, value in kl.items()}
+
+
+def test_the_cheapest_step_for_each_byte_is_taken_until_it_fits():
+    found = {"a": cost(b2=1.0, b8=0.0), "b": cost(b2=0.1, b4=0.04, b8=0.0), "c": cost(b2=0.1, b8=0.0)}
+    sizes = {"a": 80, "b": 80, "c": 800}
+    assert fit(found, sizes, 960) == {"a": 8, "b": 8, "c": 8}
+    assert fit(found, sizes, 959) == {"a": 8, "b": 8, "c": 2}  # 0.1 for 600 bytes
+    assert fit(found, sizes, 359) == {"a": 8, "b": 4, "c": 2}  # 0.04 for 40
+    assert fit(found, sizes, 319) == {"a": 8, "b": 2, "c": 2}  # 0.06 for 20
+    assert fit(found, sizes, 240) == {"a": 2, "b": 2, "c": 2}
+    with pytest.raises(kerakd.BadInput, match="--budget: expected at least 240 bytes"):
+        fit(found, sizes, 239)
+    with pytest.raises(kerakd.BadInput, match="at least 340 bytes"):
+        fit(found, sizes, 330, fixed_bytes=100)
+
+
+def test_the_program_proposes_widths_that_train(complete_run, tmp_path):
+    out_files = [f"--picture={tmp_path / 's.png'}", f"--json={tmp_path / 's.json'}"]
+    sizes = "--widths=2,8", "--images=200", "--budget=3000"
+    status, out, err = run_program("kerakd.sensitivity", f"--run={complete_run}", *sizes, *out_files, f"--trained={complete_run}")
+    assert status == 0, out + err
+    said = json.loads((tmp_path / "s.json").read_text())
+    assert said["budget"]["bytes"] <= 3000 and set(said["budget"]["widths"].values()) <= {2, 8}
+    assert re.findall(r"'(--override=\S+)'", out) == said["budget"]["overrides"] and len(said["budget"]["overrides"]) == len(said["layers"])
+    assert f"trained, accuracy {RunDirectory(complete_run).results()['taught_0']:.4f}" in out
+    assert matplotlib.image.imread(tmp_path / "s.png").std() > 0.05
+    made, _ = kerakd.config.parse(["x", f"--flagfile={complete_run / 'flags.cfg'}", *said["budget"]["overrides"]])
+    net = RunDirectory(complete_run).load_model("float")
+    student = kerakd.quantize(net, made.scheme())
+    bits = {layer.layer.name: quantizer.bits for layer in student.layers if hasattr(layer, "kernels") for _, quantizer, _ in layer.kernels}
+    assert {name: bits[name] for name in said["budget"]["widths"]} == said["budget"]["widths"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--run: expected the directory of a run"),
+        (["--run=nowhere"], "expected a complete run"),
+        (["--run=RUN", "--widths=1,2"], "--widths: expected numbers from 2 to 8"),
+        (["--run=RUN", "--widths=2,2"], "each once"),
+        (["--run=RUN", "--images=0"], "--images: expected 1 or more"),
+        (["--run=RUN", "--picture=x.gif"], "--picture: expected a .png file"),
+        (["--run=RUN", "--trained=nowhere"], "expected a complete run"),
+    ],
+)
+def test_bad_input_gets_one_line(refusal, complete_run, arguments, message):
+    _, err = refusal(sensitivity.main, *[text.replace("RUN", str(complete_run)) for text in arguments])
+    assert message in err and len(err.splitlines()) == 1
+
+
+def test_a_run_without_a_float_student_is_refused(refusal, tmp_path, data_dir):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim("--dataset=digits\n--student=resnet8\n--phase=alone:1\n", resume=False, overwrite=False)
+    directory.save_results({"taught_0": 0.5})
+    _, err = refusal(sensitivity.main, f"--run={directory.path}")
+    assert "expected a run with a float student" in err
+    assert data.load("digits", str(data_dir))[0].names[3] == "3"
