@@ -8,6 +8,7 @@ import time
 import tf_keras as keras
 
 from kerakd.errors import BadInput
+from kerakd.wrapper import intervals
 
 
 class Stopped(SystemExit):
@@ -78,7 +79,7 @@ def random_states(model):
 
 
 class Keep(keras.callbacks.Callback):
-    """After each epoch a line of metrics; checkpoints as the module says, but none at a stage's end, whose model is saved itself.
+    """After each epoch a line of metrics and one of intervals; checkpoints as the module says, but none at a stage's end, whose model is saved itself.
 
     Args:
         directory: the RunDirectory. stage: its name. objects: {name: trackable}, all that a step changes.
@@ -118,6 +119,7 @@ class Keep(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         self.directory.add_metrics(self.stage, epoch, logs)
+        self.directory.add_intervals(self.stage, epoch, intervals(self.model.student))
         self.place = (epoch + 1, 0)
         if epoch + 1 < self.last:
             self._checkpoint({})

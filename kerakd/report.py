@@ -1,11 +1,12 @@
 """Pictures of runs: the learning curves of one, which kerakd.train draws, and several runs side by side.
 
 python -m kerakd.report --run=runs/r18_ternary_a --run=runs/r18_ternary --out=report.png
+python -m kerakd.report --run=runs/digits --out=report.html
 
 Two panels: test error against epochs of all runs, with their teachers' (Apprentice, arXiv 1711.05852, figure 5), and what each way of
 teaching gains over the same student alone, at each width of weights and activations (figures 3 and 4). The student alone is a
 run's own, of --compare, or else that of the most similar of the other given runs with the same data, student, weights and
-activations, trained as long from the same start.
+activations, trained as long from the same start. A page has them too, and for each run its curves, weights, intervals and sensitivity.
 """
 
 import collections
@@ -21,6 +22,7 @@ with quiet.native_chatter_off():
     import numpy as np
 
     from kerakd import config as config_module
+    from kerakd import page
     from kerakd.config import Config
     from kerakd.errors import BadInput
     from kerakd.rundir import RunDirectory, write_aside
@@ -92,8 +94,8 @@ class Options:
     """The flags of this program. Raises: BadInput for values that are none or don't go together."""
 
     run: tuple = _flag((), "the directory of a complete run; repeat it for more")
-    out: str = _flag("report.png", "the picture")
-    overwrite: bool = _flag(False, "replace a picture that exists")
+    out: str = _flag("report.png", "the picture, or a page, .html, with that and more")
+    overwrite: bool = _flag(False, "replace a file that exists")
 
     def __post_init__(self):
         if not self.run:
@@ -101,8 +103,8 @@ class Options:
         if len({pathlib.Path(path).resolve() for path in self.run}) < len(self.run):
             raise BadInput(f"--run: expected each run once, received {', '.join(self.run)}; leave the repeated one away")
         out = pathlib.Path(self.out)
-        if out.suffix != ".png" or out.is_dir():
-            raise BadInput(f"--out: expected a .png file, received {self.out!r}; give --out=report.png")
+        if out.suffix not in (".png", ".html") or out.is_dir():
+            raise BadInput(f"--out: expected a .png or an .html file, received {self.out!r}; give --out=report.png")
         if not out.parent.is_dir():
             raise BadInput(f"--out: expected a folder that exists, received {out.parent}; make it first")
         if out.exists() and not self.overwrite:
@@ -346,6 +348,15 @@ def draw_gains(axes, found):
     axes.legend(fontsize=8, title="lines: standard deviation over seeds" if any(gain.spread for gain in found) else None, title_fontsize=8)
 
 
+def html(runs, directories):
+    """The page of runs and their directories, as text."""
+    sections = [("Runs", [("pre", table(runs)), figure_of_runs(runs)])]
+    for run, directory in zip(runs, directories, strict=True):
+        sections += page.sections_of(run.name, directory, figure_of(directory.metrics()))
+        sections.append((f"{run.name}: flags", [("pre", run.config.text())]))
+    return page.page("kerakd: " + ", ".join(run.name for run in runs), sections)
+
+
 def main():
     options, _ = config_module.parse(["python -m kerakd.report", *sys.argv[1:]], Options)
     short = [pathlib.Path(path).resolve().name for path in options.run]
@@ -354,7 +365,11 @@ def main():
     print(table(runs) + "\n")
     for run in (run for run in runs if run.taught and run.name not in {gain.run.name for gain in gains(runs)}):
         print(f"{run.name}: no gain, as no given run has its student alone; train one with --compare and give its directory too")
-    write_aside(options.out, lambda aside: figure_of_runs(runs).savefig(aside, dpi=120))
+    if options.out.endswith(".html"):
+        text = html(runs, [RunDirectory(path) for path in options.run])
+        write_aside(options.out, lambda aside: aside.write_text(text, encoding="utf-8"))
+    else:
+        write_aside(options.out, lambda aside: figure_of_runs(runs).savefig(aside, dpi=120))
     print(f"wrote {options.out}")
 
 

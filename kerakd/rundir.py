@@ -28,6 +28,8 @@ class RunDirectory:
 
     flags.cfg       the configuration, to run it again
     metrics.jsonl   one line per stage and epoch; the same for the same flags
+    intervals.jsonl the students' intervals, likewise
+    tensorboard/    both for TensorBoard, with the learning rates
     models/         teacher, float, and each student, as .keras
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves
@@ -81,21 +83,37 @@ class RunDirectory:
 
     def metrics(self):
         """[{"stage", "epoch", ...}] in the order of training."""
-        path = self.path / "metrics.jsonl"
+        return self._rows("metrics.jsonl")
+
+    def intervals(self):
+        """[{"stage", "epoch", layer: interval}], likewise."""
+        return self._rows("intervals.jsonl")
+
+    def _rows(self, name):
+        path = self.path / name
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a line without its end was cut off when the run was
 
     def keep_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
-        path, rows = self.path / "metrics.jsonl", self.metrics()
-        text = "".join(json.dumps(row) + "\n" for row in rows if row["stage"] != stage or row["epoch"] < epochs)
-        if path.exists() and path.read_text() != text:
-            write_aside(path, lambda aside: aside.write_text(text))
+        for name in ("metrics.jsonl", "intervals.jsonl"):
+            path = self.path / name
+            text = "".join(json.dumps(row) + "\n" for row in self._rows(name) if row["stage"] != stage or row["epoch"] < epochs)
+            if path.exists() and path.read_text() != text:
+                write_aside(path, lambda aside, text=text: aside.write_text(text))
 
     def add_metrics(self, stage, epoch, values):
         """Adds a line. Raises: BadInput if it can't be written."""
-        row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in sorted(values.items())}}
-        path = self.path / "metrics.jsonl"
+        self._add("metrics.jsonl", stage, epoch, {name: values[name] for name in sorted(values)})
+
+    def add_intervals(self, stage, epoch, values):
+        """Likewise, where there are any."""
+        if values:
+            self._add("intervals.jsonl", stage, epoch, values)
+
+    def _add(self, name, stage, epoch, values):
+        row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in values.items()}}
+        path = self.path / name
         try:
             with open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")

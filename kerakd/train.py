@@ -28,6 +28,7 @@ with quiet.native_chatter_off():
     from kerakd.modes import MODES
     from kerakd.progress import Progress
     from kerakd.rundir import RunDirectory, load_model
+    from kerakd.scalars import Scalars
     from kerakd.scheme import check_logits, quantize
     from kerakd.tflite import lint, settle
 
@@ -240,7 +241,9 @@ class Training:
             metrics=metrics,
             keeping=self.keeping,
         )
-        callbacks = [keep, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
+        optimizers = {name: one for name, one in objects.items() if isinstance(one, keras.optimizers.Optimizer)}
+        scalars = Scalars(self.directory.path / "tensorboard" / stage.name, optimizers)
+        callbacks = [keep, scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
             callbacks.insert(0, batchnorm.Reestimate(distiller.student, after))
@@ -360,7 +363,7 @@ def main():
     except Stopped as stopped:
         print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)
         raise
-    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg)")
+    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={directory.path} --out=report.html)")
     if config.exports():
         print(f"next: python -m export.tflite --run={directory.path}")
 

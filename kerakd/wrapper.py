@@ -168,6 +168,16 @@ class QuantizedActivation(keras.layers.Layer):
         return cls(**{**config, "quantizer": deserialize(config["quantizer"])})
 
 
+def intervals(model):
+    """{"LAYER weights" or "LAYER activations": the learned or calibrated interval, the mean of one for each channel} of a student."""
+    found = {}
+    for layer in model._flatten_layers():
+        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizedLayer)) else ():
+            if "_interval" in variable.name:
+                found[f"{layer.name} {'weights' if 'kernel_interval' in variable.name else 'activations'}"] = float(tf.reduce_mean(variable))
+    return found
+
+
 def quantize_scope():
     """A Keras custom object scope with every class that a quantized model is saved with."""
     return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Config, StandardizedConv2D)})

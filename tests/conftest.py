@@ -2,7 +2,6 @@
 
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 
 # A file's tests run in one worker (pytest-xdist's loadfile): the longest files begin, and the second worker is at test_configs while
 # the first one does those that share the complete run.
-FIRST = [f"test_{name}.py" for name in ("train", "configs", "export", "evaluate", "sensitivity", "models", "tflite", "emulator", "distiller", "rows")]
+FIRST = [f"test_{name}.py" for name in ("train", "configs", "export", "evaluate", "sensitivity", "page", "models", "tflite", "emulator", "distiller", "rows")]
 
 
 def pytest_collection_modifyitems(items):
@@ -53,26 +52,38 @@ def run_program(module, *arguments, cwd=ROOT):
 
 
 @pytest.fixture
-def refusal(monkeypatch, capsys):
-    """A function that runs a program's main in this process, which has to end it with status 2: (stdout, stderr)."""
+def here(monkeypatch, capsys):
+    """A function that runs a program's main in this process, which has TensorFlow loaded: (status, stdout, stderr)."""
+    import tensorflow as tf
+    import tf_keras as keras
+
     from kerakd.config import program
+    from kerakd.keep import StopRequest
+
+    def here(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
+        monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)  # a whole process's matter, as are the next two
+        monkeypatch.setattr(keras.backend.experimental, "enable_tf_random_generator", lambda: None)
+        monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+        keras.backend.clear_session()
+        try:
+            program(main)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code
+        return status, *capsys.readouterr()
+
+    return here
+
+
+@pytest.fixture
+def refusal(here):
+    """A function that runs a program's main, which has to end with status 2: (stdout, stderr)."""
 
     def refusal(main, *arguments):
-        import tensorflow as tf
-        import tf_keras as keras
-
-        monkeypatch.setattr(sys, "argv", ["program", *map(str, arguments)])
-        monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)  # a whole process's matter
-        monkeypatch.setattr(keras.backend.experimental, "enable_tf_random_generator", lambda: None)
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            with pytest.raises(SystemExit) as ended:
-                program(main)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        assert ended.value.code == 2
-        return capsys.readouterr()
+        status, out, err = here(main, *arguments)
+        assert status == 2
+        return out, err
 
     return refusal
 

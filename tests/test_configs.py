@@ -4,13 +4,10 @@ import subprocess
 import sys
 
 import pytest
-import tensorflow as tf
-import tf_keras as keras
 from conftest import ROOT, run_program
 
 from kerakd import train
 from kerakd.config import parse
-from kerakd.keep import StopRequest
 from kerakd.rundir import RunDirectory
 
 CONFIGS = sorted(path for path in (ROOT / "configs").glob("*.cfg") if path.name != "smoke.cfg")
@@ -30,15 +27,11 @@ def test_a_configuration_stands_on_its_own(path):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_a_configuration_trains_under_smoke(path, tmp_path, data_dir, monkeypatch):
-    """In this process, which has TensorFlow loaded; those that run again below are processes."""
-    keras.backend.clear_session()
-    monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)  # a whole process's matter, as are the next two
-    monkeypatch.setattr(keras.backend.experimental, "enable_tf_random_generator", lambda: None)
-    monkeypatch.setattr(StopRequest, "listen", lambda self: None)
+def test_a_configuration_trains_under_smoke(path, tmp_path, data_dir, here):
+    """In this process, as there are many; those that run again below are processes."""
     flags = f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'run'}"
-    monkeypatch.setattr(sys, "argv", ["train", *flags])
-    train.main()
+    status, out, err = here(train.main, *flags)
+    assert status == 0, out + err
     directory = RunDirectory(tmp_path / "run")
     phases = [epochs for _, epochs in parse(["x", f"--flagfile={tmp_path / 'run/flags.cfg'}"])[0].phases()]
     assert directory.complete and sum(row["stage"].startswith("taught") for row in directory.metrics()) == sum(phases)
@@ -48,15 +41,6 @@ def trained(workdir, *flags):
     status, out, err = run_program("kerakd.train", *flags, f"--workdir={workdir}")
     assert status == 0, out + err
     return (workdir / "metrics.jsonl").read_text(), (workdir / "results.json").read_text()
-
-
-def again(path, tmp_path, data_dir):
-    first = trained(tmp_path / "first", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
-    assert trained(tmp_path / "again", f"--flagfile={tmp_path / 'first' / 'flags.cfg'}") == first
-
-
-def test_a_configuration_runs_again_from_its_own_flags(tmp_path, data_dir):
-    again(ROOT / "configs/digits_ternary.cfg", tmp_path, data_dir)
 
 
 @pytest.mark.slow
@@ -71,4 +55,5 @@ def test_a_configuration_takes_a_real_step_at_its_real_size(path, tmp_path, caps
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_configuration_runs_again_from_its_own_flags(path, tmp_path, data_dir):
-    again(path, tmp_path, data_dir)
+    first = trained(tmp_path / "first", f"--flagfile={path}", f"--flagfile={ROOT / 'configs/smoke.cfg'}", f"--data_dir={data_dir}")
+    assert trained(tmp_path / "again", f"--flagfile={tmp_path / 'first' / 'flags.cfg'}") == first

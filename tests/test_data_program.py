@@ -1,5 +1,8 @@
 """The program that shows a dataset: its counts, its sheet of views, its refusals."""
 
+import dataclasses
+import re
+
 import matplotlib.image
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from kerakd.data import __main__ as program
 def test_the_program_prints_the_splits_and_draws_the_views(tmp_path, data_dir):
     status, out, err = run_program("kerakd.data", "--dataset=digits", f"--data_dir={data_dir}", f"--picture={tmp_path / 'views.png'}")
     assert status == 0, out + err
+    assert "oneDNN" not in err
     assert "digits train: 1437 images of 8x8x1, 10 classes\ndigits test: 360 images of 8x8x1, 10 classes\n" in out
     assert matplotlib.image.imread(tmp_path / "views.png").std() > 0.05
 
@@ -19,10 +23,11 @@ def test_the_program_prints_the_splits_and_draws_the_views(tmp_path, data_dir):
 @pytest.mark.parametrize("view", augment.BY_NAME)
 def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
     train, _ = data.load("cifar10", synthetic=True)
+    train = dataclasses.replace(train, examples=train.examples.take(2), count=2)
     figure = program.sheet(train, view, (16, 16) if "ic" in view or view == "inception" else (32, 32))
-    cells = [[axes.images[0].get_array() for axes in row] for row in np.reshape(figure.axes, (program.IMAGES, -1))]
+    cells = [[axes.images[0].get_array() for axes in row] for row in np.reshape(figure.axes, (train.count, -1))]
     assert len(cells[0]) == 1 + program.EPOCHS * (1 + (augment.view(view).teacher is not None and not augment.view(view).fixed))
-    stored = [e["image"] for e in train.examples.take(program.IMAGES).as_numpy_iterator()]
+    stored = [e["image"] for e in train.examples.as_numpy_iterator()]
     for row, image in zip(cells, stored, strict=True):
         np.testing.assert_array_equal(row[0], image)
     if view == "whole":
@@ -39,12 +44,12 @@ def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
         (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
         (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
         (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),
+        (["--dataset=digits", "--source=ftp"], "--source: expected one of|--source: expected tfds or packages"),
+        (["--dataset=digits", "--source=packages"], "--source: expected one of cifar10, fashion_mnist, mnist beside packages"),
         (["--dataset=folder:/nowhere"], "expected a folder after folder:"),
     ],
 )
 def test_bad_input_gets_one_line(refusal, tmp_path, monkeypatch, arguments, message):
-    import re
-
     monkeypatch.chdir(tmp_path)
     _, err = refusal(program.main, *arguments)
     assert re.search(message, err) and len(err.splitlines()) == 1

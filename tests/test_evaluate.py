@@ -66,7 +66,7 @@ def test_confusion_counts_and_names_the_worst_pairs():
     assert worst(counts, "abc") == [(2, "a", "c"), (1, "b", "a")]
 
 
-def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_path, data_dir):
+def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_path, data_dir, here):
     """The run's own accuracies again, for the file those of the student it was made from."""
     student = RunDirectory(complete_run).load_model("taught_0")
     file = tmp_path / "student.tflite"
@@ -81,7 +81,7 @@ def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_pat
         assert sum(row[k] for k, row in enumerate(one["confusion"])) / 360 == pytest.approx(one["accuracy"])
     assert matplotlib.image.imread(tmp_path / "confusion.png").std() > 0.05
     models = [f"--model={file}", f"--model={RunDirectory(complete_run).model_path('taught_0')}", "--dataset=digits", f"--data_dir={data_dir}"]
-    status, out, err = run_program("kerakd.evaluate", *models, f"--json={tmp_path / 'two.json'}")
+    status, out, err = here(evaluate.main, *models, f"--json={tmp_path / 'two.json'}")
     assert status == 0, out + err
     assert [one["accuracy"] for one in json.loads((tmp_path / "two.json").read_text())["models"].values()] == [found["taught_0"]["accuracy"]] * 2
 

@@ -11,7 +11,7 @@ FLOORS = [
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
     {"wrapper", "calibration", "scheme", "oscillation", "hints", "modes", "checks", "distiller"},
     {"config", "rundir", "cache", "teachers", "lessons", "tflite"},
-    {"train", "keep", "evaluate", "report", "progress", "sensitivity"},
+    {"train", "keep", "scalars", "evaluate", "report", "page", "progress", "sensitivity"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "kerakd").rglob("*.py") if path.parent != ROOT / "kerakd" or path.name != "__init__.py")

