@@ -6,14 +6,14 @@ import re
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd import losses, oscillation
+from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.checks import check_labels, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
 from kerakd.hints import Hints
 from kerakd.modes import mode_named
-from kerakd.scheme import check_logits, is_quantized
+from kerakd.scheme import check_logits
 
 ENSEMBLES = ("sum", "mean")
 
@@ -147,12 +147,12 @@ class Distiller(keras.Model):
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile where XLA can't follow.
+        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
         """
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
-        if kwargs.get("jit_compile") and (is_quantized(self.student) or self.teacher_cache is not None):
-            raise BadInput("jit_compile: expected False with a quantized student or a teacher_cache, received True; XLA has no kernels for what they need")
+        if kwargs.get("jit_compile") and self.teacher_cache is not None:
+            raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
         super().compile(optimizer=optimizer, loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
         self.teacher_optimizer = teacher_optimizer and keras.optimizers.get(teacher_optimizer)
         if dampening is not None:
@@ -163,7 +163,12 @@ class Distiller(keras.Model):
         self.activation_interval_optimizer = activation_interval_optimizer and keras.optimizers.get(activation_interval_optimizer)
 
     def call(self, inputs, training=None):
-        return self.student(inputs, training=training)
+        with self._ops():
+            return self.student(inputs, training=training)
+
+    def _ops(self):
+        """The context in which a step is traced."""
+        return grids.plain_ops() if self._jit_compile else contextlib.nullcontext()
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
@@ -232,6 +237,10 @@ class Distiller(keras.Model):
         return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
 
     def train_step(self, data):
+        with self._ops():
+            return self._train_step(data)
+
+    def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = x if isinstance(x, dict) else {"student": x}
         heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
@@ -308,7 +317,7 @@ class Distiller(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self.student(x["student"] if isinstance(x, dict) else x, training=False)
+        logits = self(x["student"] if isinstance(x, dict) else x, training=False)
         hard = self.compiled_loss(y, logits, sample_weight)
         self._trackers["loss"].update_state(hard)
         self._trackers["hard_loss"].update_state(hard)

@@ -1,9 +1,24 @@
 """The mathematics of quantization: pure functions onto grids of a few levels, with the gradients that training needs."""
 
+import contextlib
+import contextvars
+
 import tensorflow as tf
 
 EDGE = 1 + 1e-6  # x = I itself is inside, whatever float32 makes of x / step
 SMALLEST = 1e-8  # of an interval or a scale: keeps every division finite and a learned interval positive
+
+_stock = contextvars.ContextVar("stock", default=True)
+
+
+@contextlib.contextmanager
+def plain_ops():
+    """Within it grids are traced in ops that XLA knows too, rather than in the stock ops that take one pass over memory."""
+    token = _stock.set(False)
+    try:
+        yield
+    finally:
+        _stock.reset(token)
 
 
 def _sum_to(x, shape):
@@ -20,7 +35,7 @@ def _fused(x, low, high, ends):
     """Fake quantization in one pass over memory, by a stock op; None where there is none for this grid or dtype."""
     bits = (high - low).bit_length()
     known = low == 0 or low in (1 - 2 ** (bits - 1), -(2 ** (bits - 1)))
-    if x.dtype != tf.float32 or not known or high - low < 2 or any(tf.is_tensor(end) and end.shape.rank for end in ends):
+    if not _stock.get() or x.dtype != tf.float32 or not known or high - low < 2 or any(tf.is_tensor(end) and end.shape.rank for end in ends):
         return None
     grid = {"signed_input": low < 0, "num_bits": bits, "range_given": True, "narrow_range": low == -high, "round_mode": "HALF_TO_EVEN"}
     return tf.raw_ops.QuantizeAndDequantizeV2(input=x, input_min=ends[0], input_max=ends[1], **grid)
@@ -29,7 +44,7 @@ def _fused(x, low, high, ends):
 def _inside(dy, x, ends):
     """dy where ends[0] <= x <= ends[1], else 0."""
     ends = [end * EDGE for end in ends]
-    if x.dtype == tf.float32 and not any(tf.is_tensor(end) and end.shape.rank for end in ends):  # one pass over memory, by a stock op
+    if _stock.get() and x.dtype == tf.float32 and not any(tf.is_tensor(end) and end.shape.rank for end in ends):  # one pass over memory, by a stock op
         return tf.raw_ops.QuantizeAndDequantizeV4Grad(gradients=dy, input=x, input_min=ends[0], input_max=ends[1])[0]
     return dy * tf.cast((x >= ends[0]) & (x <= ends[1]), dy.dtype)
 

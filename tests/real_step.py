@@ -21,6 +21,9 @@ def main(path, workdir):
     flags = (f"--flagfile={path}", "--synthetic", f"--batch_size={BATCH}", f"--calibration_images={BATCH}", "--ensemble_views=1", "--batchnorm_batches=0")
     config, _ = parse(["x", *flags, f"--data_dir={workdir}"])
     training = train.Training(config, RunDirectory(workdir))
+    if config.float_epochs and config.from_float():  # what its stage would leave
+        training.directory.claim(config.text(), resume=False, overwrite=True)
+        training.directory.save_model("float", training.build(config.student, config.student_width))
     stage = training.stages()[-1]
     student, teachers = stage.make()
     distiller = training.distiller(stage, student, teachers)

@@ -311,6 +311,22 @@ def test_compiled_by_xla_it_trains_the_same():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("mode", "weights"), [("co_study", Interval(4)), ("alone", Interval(3, per_channel=True)), ("trained_teacher", quantizers.Ternary())], ids=str
+)
+def test_a_quantized_student_compiled_by_xla_trains_the_same(mode, weights):
+    losses, last = [], []
+    for jit_compile in (False, True):
+        student = scheme.quantize(net(1), scheme.Scheme(weights, Interval(4)))
+        calibration.calibrate(student, X)
+        model = taught(mode, student=student, jit_compile=jit_compile, metrics=["accuracy"])
+        losses.append(train(model, 3, 8)["loss"])
+        last.append((model.evaluate(X, Y, verbose=0, return_dict=True)["loss"], model.predict(X, verbose=0)))
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    np.testing.assert_allclose(last[0][0], last[1][0], rtol=1e-3)
+    np.testing.assert_allclose(last[0][1], last[1][1], atol=0.05)  # an 8-bit step of the logits
+
+
 # ---- Phases --------------------------------------------------------------------------------------------------------------------------------------
 
 
