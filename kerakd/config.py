@@ -86,6 +86,8 @@ class Config:
     batchnorm_batches: int = _knob(
         0, "training batches on which BatchNorm statistics are estimated anew before each evaluation and export; 0: as training left them"
     )
+    jit_compile: bool = _knob(False, "compile the steps by XLA: other roundings, on some machines faster")
+    steps_per_execution: int = _knob(1, "steps of one call of TensorFlow; checkpoints and requests to stop wait for its end")
     shrink: int = _knob(
         1,
         "divides the sizes and widths that are given and, above 1, leaves networks by name one block in each of their first two stages, "
@@ -105,7 +107,17 @@ class Config:
         for name in ("dataset", "student", "phase"):
             if not getattr(self, name):
                 raise BadInput(f"--{name}: expected a value, received none; take a file of configs/ with --flagfile, or give --{name}={_EXAMPLES[name]}")
-        for name in ("seeds", "batch_size", "shrink", "ensemble_views", "temperature", "student_width", "teacher_width", "calibration_images"):
+        for name in (
+            "seeds",
+            "batch_size",
+            "shrink",
+            "ensemble_views",
+            "temperature",
+            "student_width",
+            "teacher_width",
+            "calibration_images",
+            "steps_per_execution",
+        ):
             if not getattr(self, name) > 0:
                 raise BadInput(f"--{name}: expected more than 0, received {getattr(self, name)}")
         for who, files in (("student", is_file(self.student)), ("teacher", any(is_file(one.network) for one in self.teachers()))):
@@ -195,6 +207,8 @@ class Config:
         """What is known of a frozen teacher beforehand, and what is not."""
         if self.hint and not self.taught():
             raise BadInput("--hint: expected a phase with a teacher, received none")
+        if self.teacher_cache and self.jit_compile:
+            raise BadInput("--jit_compile: expected none beside --teacher_cache, received it; XLA can't read files")
         if self.teacher_cache and (augment.view(self.view).fixed or self.hint):
             raise BadInput(
                 "--teacher_cache: expected no fixed view and no --hint beside it, received one; a fixed view is computed once anyway, features are not kept"

@@ -57,9 +57,9 @@ class Every:
     def begin(self):
         self.done, self.started = 0, time.monotonic()
 
-    def due(self):
-        """Whether it is over, after one more step."""
-        self.done += 1
+    def due(self, steps=1):
+        """Whether it is over, after so many more steps."""
+        self.done += steps
         return self.done >= self.steps if self.steps else time.monotonic() - self.started >= self.seconds
 
 
@@ -103,6 +103,7 @@ class Keep(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         (first, batch), values = self.resumed
         self.place = (epoch, batch if epoch == first else 0)
+        self.began = self.place[1]
         if epoch == first and batch:
             for name, variable in self._metrics().items():
                 variable.assign(values[name])
@@ -111,9 +112,10 @@ class Keep(keras.callbacks.Callback):
         return {f"{metric.name} {k}": variable for metric in self.model.metrics for k, variable in enumerate(metric.variables)}
 
     def on_train_batch_end(self, batch, logs=None):
-        epoch, done = self.place[0], self.place[1] + 1
-        self.place = (epoch, done)
-        if done < self.steps and (self.keeping.every.due() or self.keeping.request.number is not None):
+        done = self.began + batch + 1  # several steps on, where an execution has several
+        over = self.keeping.every.due(done - self.place[1])
+        self.place = (self.place[0], done)
+        if done < self.steps and (over or self.keeping.request.number is not None):
             self._checkpoint({name: variable.numpy() for name, variable in self._metrics().items()})
             self.keeping.request.heed()
 

@@ -28,9 +28,13 @@ class Progress(keras.callbacks.Callback):
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm.tqdm(total=self.epochs * self.steps, initial=self.done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
 
+    def on_epoch_begin(self, epoch, logs=None):
+        self.seen = 0
+
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update()
-        self.images += self.batch_size
+        steps, self.seen = batch + 1 - self.seen, batch + 1  # several where an execution has several
+        self.bar.update(steps)
+        self.images += steps * self.batch_size
 
     def on_epoch_end(self, epoch, logs=None):
         rate = self.images / (time.monotonic() - self.started)

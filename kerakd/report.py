@@ -32,7 +32,7 @@ SCHEMES = {"joint": "A: joint", "trained_teacher": "B: trained_teacher", "finetu
 STUDENT = ("dataset", "synthetic", "image_size", "shrink", "student", "student_width", "weights", "activations", "first", "last", "override")
 WIDTHS = ("weights", "activations")
 BARE = ("phase", "student")  # flags whose values speak for themselves
-SILENT = ("data_dir", "teacher_cache", "compare", "watch", "seeds")  # flags that change no student
+SILENT = ("data_dir", "teacher_cache", "compare", "watch", "seeds", "steps_per_execution")  # flags that change no student
 TEACHING = ("phase", "teacher", "temperature", "ensemble", "hint", "soft", "hard")  # first words of flags that a student alone does not know
 COLUMNS = ("run", "phases", "weights", "activations", "alone", "taught", "gain", "teacher")
 

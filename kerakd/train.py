@@ -165,6 +165,8 @@ class Training:
             teacher_optimizer=made.get("teacher_optimizer"),
             weight_interval_optimizer=made.get("kernel_interval"),
             activation_interval_optimizer=made.get("activation_interval"),
+            jit_compile=c.jit_compile,
+            steps_per_execution=c.steps_per_execution,
             **(self.medicine(sum(self.steps(stage.phases))) if quantized else {}),
         )
         return made if distiller.watch is None else {**made, "watch": distiller.watch}
@@ -271,8 +273,9 @@ class Training:
         found = {who: first_not_finite(net, images) for who, (net, images) in networks.items()}
         layers = "; ".join(f"first in {layer} of the {who}" for who, layer in found.items() if layer) or "in the loss itself"
         images = ", ".join(str(index) for index in self.lessons.indices(stage.seed, epoch, batch, frozen))
+        among = f" or one of the {self.config.steps_per_execution - 1} after it" if self.config.steps_per_execution > 1 else ""
         return (
-            f"{stage.title}, epoch {epoch + 1}, batch {batch + 1} of {self.lessons.batches(frozen)}, images {images} of the split: {layers}; "
+            f"{stage.title}, epoch {epoch + 1}, batch {batch + 1}{among} of {self.lessons.batches(frozen)}, images {images} of the split: {layers}; "
             "the checkpoint from before is kept"
         )
 

@@ -133,6 +133,8 @@ def test_the_scheme_is_what_the_flags_say():
         ({**TAUGHT, "hint_loss": "cosine"}, "--hint_loss: expected one of hint, attention"),
         ({**TAUGHT, "hint": ("stage1",)}, "--hint: expected STUDENT_LAYER=TEACHER_LAYER, received 'stage1'"),
         ({**TAUGHT, "hint": ("a=b=c",)}, "--hint: expected STUDENT_LAYER=TEACHER_LAYER, received 'a=b=c'"),
+        ({**TAUGHT, "teacher_cache": "c", "jit_compile": True}, "--jit_compile: expected none beside --teacher_cache"),
+        ({"steps_per_execution": 0}, "--steps_per_execution: expected more than 0"),
         ({**TAUGHT, "hint": ("a=b",), "view": "fix/cc"}, "--hint: expected a view of which the teacher is asked, received 'fix/cc'"),
         ({**TAUGHT, "teacher": ("resnet9",)}, "--teacher: expected one of resnet8, .*or a .keras or .h5 file, received 'resnet9'"),
         ({**TAUGHT, "teacher": ("resnet8,size=x",)}, "--teacher: expected NETWORK"),

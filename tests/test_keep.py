@@ -21,6 +21,11 @@ def test_an_interval_of_steps():
     assert [every.due() for _ in range(3)] == [False, False, True]
 
 
+def test_steps_of_one_execution_count_each():
+    every = Every("10")
+    assert [every.due(4) for _ in range(3)] == [False, False, True]
+
+
 @pytest.mark.parametrize("text, seconds", [("90s", 90), ("10min", 600)])
 def test_an_interval_of_time(monkeypatch, text, seconds):
     clock = [5.0]

@@ -16,6 +16,7 @@ from kerakd.progress import Progress
 bar = Progress("student", steps=4, batch_size=8, done=4, epochs=3)
 bar.on_train_begin()
 for epoch in (1, 2):
+    bar.on_epoch_begin(epoch)
     for batch in range(4):
         time.sleep(0.12)
         bar.on_train_batch_end(batch)

@@ -229,6 +229,18 @@ def test_an_ensemble_of_fixed_views_is_computed_once_also_by_a_run_that_is_kille
     assert {"teacher", "taught_0"} <= directory.results().keys()
 
 
+@pytest.mark.parametrize("extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",)], ids=lambda extra: extra[0])
+def test_several_steps_an_execution_and_xla_train_the_same(nets, trained, tmp_path, extra):
+    flags = f"--teacher={nets / 'teacher.keras'}", "--phase=co_study:2", "--batch_size=128"
+    trained(*flags, f"--workdir={tmp_path / 'plain'}")
+    trained(*flags, *extra, f"--workdir={tmp_path / 'other'}")
+    plain, other = (RunDirectory(tmp_path / name).metrics() for name in ("plain", "other"))
+    assert [row["epoch"] for row in other] == [0, 1]
+    for a, b in zip(plain, other, strict=True):
+        assert a.keys() == b.keys()
+        assert (b["loss"], b["val_loss"]) == (pytest.approx(a["loss"], rel=5e-3), pytest.approx(a["val_loss"], rel=5e-3))
+
+
 def test_two_teachers_each_with_its_own_values(nets, trained, tmp_path):
     told = [f"--teacher={nets / 'bytes.keras'},values=0..255,weight=0.5", f"--teacher={nets / 'teacher.keras'}", "--ensemble=mean"]
     trained(*told, "--view=ind/rc", "--phase=trained_teacher:1", "--batchnorm_batches=2", f"--workdir={tmp_path / 'run'}")
