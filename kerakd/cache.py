@@ -58,9 +58,10 @@ class TeacherCache:
             except OSError as error:
                 raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
 
-        for path in self.folder.glob("epoch_*.*"):  # now, and not from within a pipeline
-            if path.stat().st_size:
-                _check_size(path, *self._layout(path.suffix[1:]))
+        for kind in KINDS:  # now, and not from within a pipeline
+            for path in self.folder.glob(f"epoch_*.{kind}"):
+                if path.stat().st_size:
+                    _check_size(path, *self._layout(kind))
 
     def _layout(self, kind):
         """(dtype, shape) of an epoch's file."""

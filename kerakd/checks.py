@@ -6,7 +6,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd.errors import BadInput
+from kerakd import graph
+from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
 from kerakd.scheme import check_logits
 from kerakd.wrapper import QuantizedLayer
@@ -56,15 +57,31 @@ def warn_of_temperature(student, temperature, teachers):
 
 
 def first_not_finite(model, images):
-    """Where a functional model first has NaN or infinity for a batch of images: "the weights of NAME" or NAME of a layer, None if nowhere.
+    """Where a functional model first has NaN or infinity in training mode: "the images", "the weights of NAME" or NAME of a layer; None if nowhere."""
+    if not _finite(images):
+        return "the images"
+    found = []
 
-    The model is run in training mode, so that its BatchNorm statistics move.
-    """
-    for layer in model.layers:
-        if any(not np.isfinite(weight).all() for weight in layer.get_weights() if np.issubdtype(weight.dtype, np.floating)):
-            return f"the weights of {layer.name!r}"
-    outputs = keras.Model(model.inputs, [layer.output for layer in model.layers])(images, training=True)
-    for layer, output in zip(model.layers, outputs if len(model.layers) > 1 else [outputs], strict=True):
-        if any(not np.isfinite(np.asarray(tensor, np.float32)).all() for tensor in tf.nest.flatten(output)):
-            return repr(layer.name)
-    return None
+    def run(layer, args, kwargs):
+        if not found and not all(_finite(weight) for weight in layer.trainable_weights):  # a BatchNorm's statistics are what the step made of them
+            found.append(f"the weights of {layer.name!r}")
+        if found:
+            return args[0]
+        outputs = layer(*args, **({**kwargs, "training": True} if isinstance(layer, keras.layers.BatchNormalization) else kwargs))
+        if not all(_finite(tensor) for tensor in tf.nest.flatten(outputs)):
+            found.append(repr(layer.name))
+        return outputs
+
+    graph.walk(model, images, run)
+    return found[0] if found else None
+
+
+def _finite(values):
+    return bool(np.isfinite(np.asarray(values, np.float32)).all())
+
+
+def check_finite(model):
+    """Raises Diverged for a weight that is not finite: a gradient can be where the loss was a number still."""
+    for variable in model.variables:
+        if variable.dtype.is_floating and not _finite(variable):
+            raise Diverged(f"weights: expected finite ones, received NaN or infinity in {variable.name!r}; the training diverged: take a smaller learning rate")

@@ -340,5 +340,5 @@ def program(main):
         print(f"kerakd: {found[1]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("kerakd: interrupted; --resume goes on from the last epoch", file=sys.stderr)
+        print("kerakd: interrupted", file=sys.stderr)
         sys.exit(130)

@@ -174,7 +174,7 @@ class Distiller(keras.Model):
         """As `keras.Model.fit`.
 
         Raises: BadInput for a student without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
-            is not finite, before it changes any weight.
+            is not finite, before it changes any trained weight (not under jit_compile: XLA leaves such checks out).
         """
         missing = uncalibrated(self.student)
         if missing:
@@ -217,7 +217,7 @@ class Distiller(keras.Model):
                 raise Diverged(_DIVERGED.format("student: expected finite weights and intervals", f"NaN in {_node(error.message)}")) from error
             found = re.search(rf"{_LOSS} : Tensor had (.*) values", error.message)
             if found:
-                raise Diverged(_DIVERGED.format("loss: expected a finite one", f"{found[1]} (no weight was changed by this step)")) from error
+                raise Diverged(_DIVERGED.format("loss: expected a finite one", f"{found[1]} (no trained weight was changed by this step)")) from error
             if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
                 raise
             classes = self.student.output_shape[-1]

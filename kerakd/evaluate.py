@@ -194,7 +194,11 @@ def _found(options):
     directory = RunDirectory(options.run)
     results = directory.results()
     config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
-    paths = {name: directory.model_path(name) for name in results if directory.has_model(name)}
+    order = list(results)
+    models = {path.stem: path for path in (directory.path / "models").glob("*.keras")}
+    paths = {name: models[name] for name in sorted(models, key=lambda name: (order.index(name) if name in order else len(order), name))}
+    for name in (name for name in order if name not in models):
+        print(f"{name} is a file of its own: give it with --model and --values")
     paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite"))}
     same = not options.dataset or options.dataset == config.dataset
     return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same
@@ -213,6 +217,16 @@ def _loaded(path, values):
     return Teacher(str(path), values=values).prepared(model), tuple(model.input_shape[1:])
 
 
+def _size(name, shape, asked, test):
+    """(height, width) of the images for a model of this input shape."""
+    if asked and any(side not in (None, asked) for side in shape[:2]):
+        raise BadInput(f"--image_size: expected {shape[0]}, which {name} takes, or none, received {asked}")
+    if asked:
+        return asked, asked
+    stored = shape if all(shape[:2]) else test.image_shape()
+    return tuple(side or own for side, own in zip(shape[:2], stored[:2], strict=True))
+
+
 def main():
     options, _ = config_module.parse(["python -m kerakd.evaluate", *sys.argv[1:]], Options)
     paths, dataset, data_dir, synthetic = _found(options)
@@ -223,7 +237,7 @@ def main():
     width = max(map(len, loaded))
     print(f"{test.name}, {test.count} images\n{'':{width}}  accuracy    top-5      nll  calibration error")
     for name, (predictor, shape) in loaded.items():
-        size = (options.image_size,) * 2 if options.image_size else tuple(side or stored for side, stored in zip(shape[:2], test.image_shape(), strict=False))
+        size = _size(name, shape, options.image_size, test)
         if shape[2] != test.image_shape(size[0])[2]:
             raise BadInput(f"{name}: expected images of {test.image_shape(size[0])[2]} channels, as {test.name} has, received a model of {shape[2]}")
         batches = data.testing(test, size=size)

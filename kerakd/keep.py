@@ -7,6 +7,7 @@ import time
 
 import tf_keras as keras
 
+from kerakd.checks import check_finite
 from kerakd.errors import BadInput
 from kerakd.wrapper import intervals
 
@@ -20,7 +21,9 @@ class Stopped(SystemExit):
 
 
 class StopRequest:
-    """SIGTERM and Ctrl-C: while a stage trains they are heeded after the step at hand, which is kept; a second one, or one at other times, at once."""
+    """SIGTERM and Ctrl-C: while a stage trains they are heeded after the step at hand, which is kept (an epoch's last: after its validation); a
+    second one, or one at other times, at once.
+    """
 
     def __init__(self):
         self.number, self.training = None, False
@@ -128,5 +131,9 @@ class Keep(keras.callbacks.Callback):
             self.keeping.request.heed()
 
     def _checkpoint(self, metrics):
+        """Raises: Diverged rather than keep what is not finite."""
+        for model in self.objects.values():
+            if isinstance(model, keras.Model):
+                check_finite(model)
         self.directory.checkpoint(self.stage, self.place, self.objects, metrics, self.keeping.kept)
         self.keeping.every.begin()

@@ -4,8 +4,10 @@ import base64
 import html
 import io
 import json
+import shlex
 
 import numpy as np
+import tensorflow as tf
 
 from kerakd.sensitivity import figure_of as sensitivity_figure
 from kerakd.wrapper import QuantizedLayer
@@ -60,7 +62,7 @@ def sections_of(name, directory, curves):
         layers = {layer: {int(bits): judged for bits, judged in row.items() if bits != "weights"} for layer, row in said["layers"].items()}
         found.append((f"{name}: sensitivity", [sensitivity_figure(layers, said["accuracy"])]))
     else:
-        command = f"python -m kerakd.sensitivity --run={directory.path} --json={path}"
+        command = f"python -m kerakd.sensitivity --run={shlex.quote(str(directory.path))} --json={shlex.quote(str(path))}"
         found.append((f"{name}: sensitivity", ["What each layer loses where it alone is lowered is not there yet; this measures it:", ("pre", command)]))
     return found
 
@@ -80,9 +82,9 @@ def weights_figure(student):
     for axes in places[len(shown) :]:
         axes.set_axis_off()
     for axes, (name, variable, quantizer, variables) in zip(places, shown, strict=False):
-        view = quantizer.view(variable)
-        step = np.maximum(np.asarray(quantizer.step(view, variables)), np.finfo(np.float32).tiny)
-        values, codes = (np.asarray(view) / step).ravel(), np.asarray(quantizer.codes(view, variables)).ravel()
+        kernel = tf.convert_to_tensor(variable)
+        step = np.maximum(np.asarray(quantizer.step(kernel, variables)), np.finfo(np.float32).tiny)
+        values, codes = (np.asarray(quantizer.view(kernel)) / step).ravel(), np.asarray(quantizer.codes(kernel, variables)).ravel()
         low, high = codes.min() - 1.5, codes.max() + 1.5
         axes.hist(np.clip(values, low, high), bins=120, range=(low, high), color="tab:blue", label="float weights")
         counts = np.bincount(codes - codes.min())

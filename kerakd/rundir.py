@@ -171,23 +171,35 @@ class RunDirectory:
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
             raise _unwritten(final, error) from error
-        for old in sorted(folder.glob("[0-9]*"))[:-kept]:
+        found = sorted(folder.glob("[0-9]*"))
+        after = [path for path in found if path.name > final.name]  # passed over when the run was resumed
+        for old in [*after, *[path for path in found if path.name <= final.name][:-kept]]:
             shutil.rmtree(old)
+
+    def has_checkpoint(self, stage):
+        return any((self.path / "checkpoints" / stage).glob("[0-9]*"))
 
     def restore(self, stage, objects):
         """Restores the newest checkpoint of `stage`; one that can't be read is named and passed over.
 
         Returns: ((epochs, batches of the next one), {name: array}), as given to `checkpoint`; ((0, 0), {}) if there is none.
         """
-        for folder in sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True):
+        found = sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True)
+        fresh = self.path / "checkpoints" / stage / ".fresh"
+        if found:  # one that matches in part moves what it matches
+            tf.train.Checkpoint(**objects).write(str(fresh / "state"))
+        for folder in found:
             try:
                 place = tuple(int(number) for number in folder.name.split("_"))
                 with np.load(folder / "metrics.npz", allow_pickle=False) as file:
                     metrics = dict(file)
                 tf.train.Checkpoint(**objects).read(str(folder / "state")).assert_existing_objects_matched()
+                shutil.rmtree(fresh)
                 return place, metrics
-            except (tf.errors.OpError, AssertionError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            except (tf.errors.OpError, AssertionError, ValueError, OSError, EOFError, IndexError, zipfile.BadZipFile) as error:
                 print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})")
+                tf.train.Checkpoint(**objects).read(str(fresh / "state"))
+        shutil.rmtree(fresh, ignore_errors=True)
         return (0, 0), {}
 
     def drop_checkpoints(self, stage):

@@ -25,7 +25,7 @@ with quiet.native_chatter_off():
     from kerakd.calibration import fit_weight_intervals
     from kerakd.config import is_file
     from kerakd.errors import BadInput
-    from kerakd.quantizers import Interval
+    from kerakd.quantizers import Interval, parse
     from kerakd.rewrite import simplify
     from kerakd.rundir import RunDirectory, load_model, write_aside
     from kerakd.scheme import Scheme, quantize
@@ -36,29 +36,34 @@ class Kernels:
     """The kernels of a float network, and the network with any choice of them lowered.
 
     Args:
-        net: a functional tf_keras model of logits. outer: bits of the first and the last kernel, which are not to be chosen.
+        net: a functional tf_keras model of logits. outer: bits of the first and the last kernel, which are not to be chosen; 0: float.
         batches: (images, labels) on which it is judged.
+        quantizer: an Interval, lowered to each width.
+    Raises: BadInput for a network without a kernel between its first and its last.
     """
 
-    def __init__(self, net, outer, batches):
-        self.net, self.batches, self.labels = net, batches, evaluate.labels_of(batches)
+    def __init__(self, net, outer, batches, quantizer):
+        self.net, self.batches, self.labels, self.quantizer = net, batches, evaluate.labels_of(batches), quantizer
         weighted = [call.layer for call in graph.calls(simplify(net)[0]) if kernel_name(call.layer)]
         self.sizes = {layer.name: int(np.prod(getattr(layer, kernel_name(layer)).shape)) for layer in weighted}
-        self.fixed = dict(zip((weighted[0].name, weighted[-1].name), outer, strict=True))
-        self.names = [name for name in self.sizes if name not in self.fixed]
+        ends = (weighted[0].name, weighted[-1].name)
+        self.fixed = {name: width for name, width in zip(ends, outer, strict=True) if width}
+        self.names = [name for name in self.sizes if name not in ends]
+        if not self.names:
+            raise BadInput(f"--run: expected a network with a kernel between its first and its last, received {net.name!r} with {len(self.sizes)}")
         self.logits = evaluate.predictions(net, batches)
 
     def judge(self, widths):
         """{"accuracy", "kl": mean KL(float || lowered), nats} with {layer: bits}; the others stay float."""
-        rules = {f"^{re.escape(name)}$": Scheme(Interval(width), None) for name, width in widths.items()}
+        rules = {f"^{re.escape(name)}$": Scheme(dataclasses.replace(self.quantizer, bits=width), None) for name, width in widths.items()}
         lowered = quantize(self.net, Scheme(None, None, first=None, last=None, overrides=rules))
         fit_weight_intervals(lowered, "mse")
         logits = evaluate.predictions(lowered, self.batches)
         return {"accuracy": evaluate.top1(logits, self.labels), "kl": evaluate.agreement(logits, self.logits)["kl"]}
 
     def bytes(self, widths):
-        """Of the kernels at {layer: bits}."""
-        return sum(self.sizes[name] * width for name, width in widths.items()) / 8
+        """Of all kernels at {layer: bits}, 32 where there is none."""
+        return sum(size * widths.get(name, 32) for name, size in self.sizes.items()) / 8
 
 
 def losses(kernels, widths, shown=False):
@@ -170,6 +175,8 @@ def main():
     directory = RunDirectory(options.run)
     directory.results()
     config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
+    if options.budget and config.override:
+        raise BadInput(f"--budget: expected a run without --override, whose patterns would come first, received {', '.join(config.override)}")
     trained = RunDirectory(options.trained).results() if options.trained else {}
     net = _float_net(directory, config)
     train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
@@ -177,7 +184,10 @@ def main():
     views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
     images, labels = next(views.take(1).as_numpy_iterator())
     batches = [(images[at : at + 128], labels[at : at + 128]) for at in range(0, count, 128)]
-    kernels = Kernels(net, (config.first or 8, config.last or 8), batches)
+    head, *choices = config.weights.split(",")
+    kind = parse(config.weights) if head.partition(":")[0] == "interval" else Interval(8)
+    choices = choices if head.partition(":")[0] == "interval" else []
+    kernels = Kernels(net, (config.first, config.last), batches, kind)
     accuracy = evaluate.top1(kernels.logits, kernels.labels)
     found = losses(kernels, options.bits, shown=sys.stderr.isatty())
     sizes, widths = kernels.sizes, sorted(options.bits)
@@ -188,11 +198,13 @@ def main():
         print(f"{name:{room}}{sizes[name]:>10}" + "".join(f"{100 * (accuracy - row[width]['accuracy']):9.2f}" for width in widths))
     said = {"accuracy": accuracy, "images": count, "layers": {name: {"weights": sizes[name], **row} for name, row in found.items()}}
     if options.budget:
-        chosen = fit(found, sizes, options.budget, kernels.bytes(kernels.fixed))
+        outer = kernels.bytes({**kernels.fixed, **dict.fromkeys(kernels.names, 0)})
+        chosen = fit(found, sizes, options.budget, outer)
         together = kernels.judge({**kernels.fixed, **chosen})
         taken = kernels.bytes({**kernels.fixed, **chosen})
         print(f"\nfor {options.budget} bytes: {taken:.0f} bytes of kernels, predicted accuracy {together['accuracy']:.4f} before training")
-        overrides = [f"--override=^{re.escape(name)}$=interval:{width}/{config.activations}" for name, width in chosen.items()]
+        weights = {name: ",".join([f"interval:{width}", *choices]) for name, width in chosen.items()}
+        overrides = [f"--override=^{re.escape(name)}$={quantizer}/{config.activations}" for name, quantizer in weights.items()]
         print(" ".join(f"'{text}'" for text in overrides))
         said["budget"] = {"bytes": taken, "widths": chosen, "predicted": together["accuracy"], "overrides": overrides}
     taught = [value for name, value in trained.items() if name.startswith("taught_")]

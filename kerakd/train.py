@@ -18,7 +18,7 @@ with quiet.native_chatter_off():
     from kerakd import batchnorm, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
-    from kerakd.checks import first_not_finite
+    from kerakd.checks import check_finite, first_not_finite
     from kerakd.config import is_file
     from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput, Diverged
@@ -210,6 +210,8 @@ class Training:
                     first += 1
                 if first < ended:
                     self.fit(distiller, stage, objects, first, ended)
+        for model in learners:
+            check_finite(model)
         if learns:
             self.directory.save_model(f"{stage.name}_teacher", teachers[0])
         # last, as its presence says to a resumed run that the stage is done
@@ -245,7 +247,7 @@ class Training:
         )
         optimizers = {name: one for name, one in objects.items() if isinstance(one, keras.optimizers.Optimizer)}
         scalars = Scalars(self.directory.path / "tensorboard" / stage.name, optimizers)
-        callbacks = [keep, scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
+        callbacks = [scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total), keep]  # the last may stop it
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
             callbacks.insert(0, batchnorm.Reestimate(distiller.student, after))
@@ -261,10 +263,15 @@ class Training:
             )
         except Diverged as error:
             raise Diverged(f"{error}; {self.where(distiller, stage, keep.place, frozen)}") from error
+        finally:
+            self.keeping.request.training = False
 
     def where(self, distiller, stage, place, frozen):
         """What is known of a step that diverged."""
         epoch, batch = place
+        kept = "the checkpoint from before is kept" if self.directory.has_checkpoint(stage.name) else "there is no checkpoint from before"
+        if not 0 <= batch < self.lessons.batches(frozen):
+            return f"{stage.title}, epoch {epoch + 1}, in its last step or after it; {kept}"
         (x, *_) = next(iter(self.lessons.views(stage.seed, epoch, epoch + 1, frozen, stage.size, first_batch=batch)))
         x = x if isinstance(x, dict) else {"student": x}
         networks = {"student": (distiller.student, x["student"])}
@@ -272,15 +279,15 @@ class Training:
             networks |= {f"teacher {k}": (net, x.get("teachers", [x["student"]] * (k + 1))[k]) for k, net in enumerate(distiller.teachers)}
         found = {who: first_not_finite(net, images) for who, (net, images) in networks.items()}
         layers = "; ".join(f"first in {layer} of the {who}" for who, layer in found.items() if layer) or "in the loss itself"
-        images = ", ".join(str(index) for index in self.lessons.indices(stage.seed, epoch, batch, frozen))
+        indices = self.lessons.indices(stage.seed, epoch, batch, frozen)
+        images = ", ".join(map(str, indices[:8])) + (f" ... ({len(indices)} in all)" if len(indices) > 8 else "")
         among = f" or one of the {self.config.steps_per_execution - 1} after it" if self.config.steps_per_execution > 1 else ""
-        return (
-            f"{stage.title}, epoch {epoch + 1}, batch {batch + 1}{among} of {self.lessons.batches(frozen)}, images {images} of the split: {layers}; "
-            "the checkpoint from before is kept"
-        )
+        return f"{stage.title}, epoch {epoch + 1}, batch {batch + 1}{among} of {self.lessons.batches(frozen)}, images {images} of the split: {layers}; {kept}"
 
     def tests(self, size=0):
         """The test images in order at a size, 0 the student's, kept in memory where they are few."""
+        if not size and hasattr(self, "testing"):
+            return self.testing
         return data.testing(self.test, size=(size, size) if size else self.shape[:2], keep=True)
 
     def accuracy(self, model, size=0):
@@ -317,6 +324,7 @@ class Training:
             self.keeping.request.heed()
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
+        self.keeping.request.heed()
         results = self.measure(stages)
         report.curves(self.directory.metrics(), self.directory.path / "curves.png")
         self.directory.save_results(results)
@@ -358,10 +366,10 @@ def main():
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
     directory = RunDirectory(where["workdir"])
     directory.check(config.text(), where["resume"], where["overwrite"])
+    training = Training(config, directory, keeping)
+    directory.claim(config.text(), where["resume"], where["overwrite"])
     keeping.request.listen()
     try:
-        training = Training(config, directory, keeping)
-        directory.claim(config.text(), where["resume"], where["overwrite"])
         print(table(training.run(), config.taught()))
     except Stopped as stopped:
         print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)

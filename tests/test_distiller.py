@@ -614,7 +614,7 @@ def test_a_step_whose_loss_is_not_finite_changes_no_weight(mode, eagerly):
     networks = [model.student, *model.teachers]
     before, x = [state(network) for network in networks], X.copy()
     x[3, 2] = np.nan
-    with pytest.raises(Diverged, match="loss: expected a finite one, received NaN \\(no weight was changed by this step\\); the training diverged"):
+    with pytest.raises(Diverged, match="loss: expected a finite one, received NaN \\(no trained weight was changed by this step\\); the training diverged"):
         model.fit(x, Y, batch_size=16, verbose=0)
     for network, then in zip(networks, before, strict=True):
         same = [variable.numpy().tobytes() == old for variable, old in zip(network.weights, then, strict=True)]

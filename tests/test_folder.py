@@ -85,6 +85,8 @@ def test_an_image_that_can_not_be_read_is_named(root):
     [
         (lambda root: None, "expected a folder after folder:"),
         (lambda root: root.mkdir(), "expected a folder for each of two classes or more in .*, received 0"),
+        (lambda root: (write(root / "train" / "a" / "x.png"), (root / "other").mkdir()), "expected one folder of test, val, .* received none"),
+        (lambda root: [(root / part).mkdir(parents=True) for part in ("train", "test", "val")], "received test, val"),
         (lambda root: write(root / "only" / "x.png"), "two classes or more in .*, received 1"),
         (lambda root: (write(root / "a" / "x.png"), (root / "b").mkdir()), "expected images .* in .*b, received none"),
         (lambda root: [write(root / name / "x.png") for name in ("a", "b")], "images enough in .* for a tenth"),
@@ -95,3 +97,10 @@ def test_what_is_no_such_folder_is_refused(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(BadInput, match=message):
         data.load(f"folder:{tmp_path / 'x'}")
+
+
+def test_an_image_of_more_than_8_bits_is_refused(root):
+    Image.fromarray(np.full((8, 8), 3000, np.uint16)).save(root / "cat" / "00.png")
+    with pytest.raises(Exception, match=r"cat/00.png .its pixels have more than 8 bits"):
+        for split in data.load(f"folder:{root}"):
+            list(split.examples)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tf_keras as keras
 
-from kerakd.checks import first_not_finite
-from kerakd.errors import BadInput
+from kerakd.checks import check_finite, first_not_finite
+from kerakd.errors import BadInput, Diverged
 from kerakd.keep import Every, Stopped, StopRequest, random_states
 
 L = keras.layers
@@ -94,6 +94,26 @@ def test_a_network_is_finite_or_says_where_it_first_is_not():
     assert first_not_finite(net, x) is None
     net.get_layer("one").set_weights([np.zeros((4, 3)), np.zeros(3)])
     assert first_not_finite(net, x) == "'two'"
+    net = small()
     net.get_layer("three").set_weights([np.full((3, 2), np.inf), np.zeros(2)])
     assert first_not_finite(net, x) == "the weights of 'three'"
-    assert first_not_finite(small(), np.full((2, 4), np.nan, np.float32)).startswith("'input_")
+    assert first_not_finite(small(), np.full((2, 4), np.nan, np.float32)) == "the images"
+
+
+def test_the_statistics_of_a_batchnorm_and_nested_models_hide_nothing():
+    x = keras.Input((4,))
+    inner = keras.Model(x, L.BatchNormalization(name="norm")(L.Dense(3, name="one")(x)))
+    net = keras.Model(x, L.Dense(2)(inner(L.Rescaling(2.0)(x))))
+    norm = inner.get_layer("norm")
+    norm.moving_mean.assign(np.full(3, np.nan))
+    assert first_not_finite(net, np.ones((2, 4), np.float32)) is None  # in training mode they are not read
+    inner.get_layer("one").kernel.assign(np.full((4, 3), 3e38))
+    assert first_not_finite(net, np.ones((2, 4), np.float32)) == "'one'"
+
+
+def test_what_is_not_finite_is_not_kept():
+    net = small()
+    check_finite(net)
+    net.get_layer("three").set_weights([np.full((3, 2), np.nan), np.zeros(2)])
+    with pytest.raises(Diverged, match="in 'three/kernel:0'"):
+        check_finite(net)

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from conftest import run_program
 
 import kerakd
@@ -19,13 +20,23 @@ def test_a_page_stands_alone_and_escapes_what_it_is_told():
     assert not re.findall(r"(?:src|href)=\"(?!data:)", text)
 
 
-@pytest.mark.parametrize("weights", [kerakd.Ternary(), kerakd.Interval(4), kerakd.Interval(2, per_channel=True), kerakd.KBit(3)], ids=str)
-def test_weights_are_drawn_in_steps_over_their_codes(weights):
-    student = kerakd.quantize(models.build("resnet8", (8, 8, 1), 10, 0.25), kerakd.Scheme(weights, kerakd.Interval(8)))
+@pytest.mark.parametrize(
+    ("name", "weights"),
+    [
+        ("resnet8", kerakd.Ternary()),
+        ("mobilenet_v2", kerakd.Interval(4)),
+        ("mobilenet_v2", kerakd.Interval(2, per_channel=True)),
+        ("bit_r50x1", kerakd.Interval(3)),
+        ("resnet8", kerakd.KBit(3)),
+    ],
+    ids=str,
+)
+def test_weights_are_drawn_in_steps_over_their_codes(name, weights):
+    student = kerakd.quantize(models.build(name, (8, 8, 3), 10, 0.25, shallow=True), kerakd.Scheme(weights, kerakd.Interval(8)))
     figure = page.weights_figure(student)
     kernels = [kernel for layer in student.layers if hasattr(layer, "kernels") for kernel in layer.kernels]
     for axes, (variable, quantizer, made) in zip(figure.axes, kernels, strict=False):
-        codes = np.asarray(quantizer.codes(quantizer.view(variable), made))
+        codes = np.asarray(quantizer.codes(tf.convert_to_tensor(variable), made))
         tops = [patch.get_height() for patch in axes.patches if patch.get_height() > 0]
         assert sum(tops) == codes.size  # every weight is in the histogram
         below = [round(patch.get_x() + patch.get_width() / 2) for patch in axes.patches if patch.get_height() < 0]

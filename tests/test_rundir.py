@@ -101,19 +101,31 @@ def test_the_newest_whole_checkpoint_is_restored_and_a_damaged_one_is_named(clai
     assert [folder.name for folder in folders] == ["000001_00000000", "000001_00000020", "000010_00000003"]
     place, metrics = claimed.restore("s", {"value": value})
     assert place == (10, 3) and float(value) == 3 and metrics == {"loss 0": np.float32(1)}
-    newest = next(folders[-1].glob("*.index"))
-    newest.write_bytes(newest.read_bytes()[:10])
+    newest = next(folders[-1].glob("*.data-*"))
+    newest.write_bytes(newest.read_bytes()[:1])
     (folders[-2] / "metrics.npz").write_bytes(b"PK")
     assert claimed.restore("s", {"value": value}) == ((1, 0), {"loss 0": np.float32(1 / 3)}) and float(value) == 1
     said = capsys.readouterr().out
     assert folders[-1].name in said and folders[-2].name in said
 
 
-def test_a_checkpoint_of_other_objects_is_passed_over(claimed, capsys):
+def test_a_checkpoint_of_other_objects_is_passed_over_and_moves_nothing(claimed, capsys):
     claimed.checkpoint("s", (1, 0), {"value": tf.Variable(1.0)}, {})
     assert claimed.restore("s", {"value": tf.Variable([1.0, 2.0])}) == ((0, 0), {})
-    assert claimed.restore("s", {"another": tf.Variable(1.0)}) == ((0, 0), {})
+    value, another = tf.Variable(7.0), tf.Variable(8.0)
+    assert claimed.restore("s", {"value": value, "another": another}) == ((0, 0), {})
+    assert (float(value), float(another)) == (7, 8)
     assert capsys.readouterr().out.count("passed over") == 2
+    assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000000"]
+
+
+def test_damaged_checkpoints_make_room_for_whole_ones(claimed):
+    value = tf.Variable(1.0)
+    claimed.checkpoint("s", (5, 0), {"value": value}, {})
+    (claimed.path / "checkpoints" / "s" / "000005_00000000" / "metrics.npz").write_bytes(b"")
+    assert claimed.restore("s", {"value": value}) == ((0, 0), {})
+    claimed.checkpoint("s", (0, 9), {"value": value}, {}, kept=1)
+    assert claimed.restore("s", {"value": value})[0] == (0, 9)
 
 
 def test_without_a_checkpoint_training_begins_at_zero(claimed):

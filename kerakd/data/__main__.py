@@ -46,6 +46,8 @@ class Options:
         augment.view(self.view)
         if self.source not in ("tfds", "packages"):
             raise BadInput(f"--source: expected tfds or packages, received {self.source!r}")
+        if self.source == "packages" and self.synthetic:
+            raise BadInput("--source: expected tfds beside --synthetic, which needs no images, received packages")
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
@@ -64,7 +66,8 @@ def sheet(split, view, size, seed=0):
     """
     from matplotlib.figure import Figure
 
-    few = dataclasses.replace(split, examples=split.examples.take(IMAGES), count=min(IMAGES, split.count))
+    rows = split.rows and split.rows.take(IMAGES)
+    few = dataclasses.replace(split, examples=split.examples.take(IMAGES), count=min(IMAGES, split.count), rows=rows)
     rows = [[(example["image"], "stored")] for example in few.examples.as_numpy_iterator()]
     apart = augment.view(view).teacher is not None and not augment.view(view).fixed
     sizes = [size] if apart else []
@@ -77,9 +80,10 @@ def sheet(split, view, size, seed=0):
     for axes_of_row, row in zip(figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True):
         for axes, (image, title) in zip(axes_of_row, row, strict=True):
             image = image[..., 0] if image.shape[-1] == 1 else image
-            axes.imshow(np.clip(image, 0, 255 if image.dtype == np.uint8 else 1), cmap="gray", interpolation="nearest")
+            white = 255 if image.dtype == np.uint8 else 1
+            axes.imshow(np.clip(image, 0, white), cmap="gray", interpolation="nearest", vmin=0, vmax=white)
             axes.axis("off")
-            if axes_of_row is not None and row is rows[0]:
+            if row is rows[0]:
                 axes.set_title(title, fontsize=7)
     return figure
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 from kerakd.errors import BadInput
 
 KINDS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-TESTS = ("test", "val", "validation")
+TESTS = ("test", "val", "valid", "validation")
 TENTH = 10  # of a folder that is not split, one image in so many is tested on
 
 
@@ -26,7 +26,9 @@ def find(root):
     if not root.is_dir():
         raise BadInput(f"dataset: expected a folder after folder:, received {str(root)!r}, which is none")
     tests = [name for name in TESTS if (root / name).is_dir()]
-    if (root / "train").is_dir() and tests:
+    if (root / "train").is_dir() and len(tests) != 1:
+        raise BadInput(f"dataset: expected one folder of {', '.join(TESTS)} beside {root}/train, received {', '.join(tests) or 'none'}")
+    if tests and (root / "train").is_dir():
         names, train = _classes(root / "train")
         others, test = _classes(root / tests[0])
         if others != names:
@@ -61,18 +63,16 @@ def _classes(root):
     return [folder.name for folder in folders], (paths, labels)
 
 
-def examples(paths, labels):
-    """A tf.data.Dataset of {"image": uint8 [h, w, 3], "label": int64, "index": int64}, in this order; gray images get three equal channels.
+def rows(paths, labels):
+    """A tf.data.Dataset of {"path", "label": int64, "index": int64}, in this order, which `read` makes examples of."""
+    columns = {"path": [str(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
+    return tf.data.Dataset.from_tensor_slices(columns)
 
-    An image that can't be read ends the iteration with an error that names it.
-    """
-    rows = {"path": [str(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
 
-    def read(row):
-        image = tf.ensure_shape(tf.numpy_function(_read, [row["path"]], tf.uint8), [None, None, 3])
-        return {"image": image, "label": row["label"], "index": row["index"]}
-
-    return tf.data.Dataset.from_tensor_slices(rows).map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+def read(row):
+    """{"image": uint8 [h, w, 3], "label", "index"} of a row; a gray image gets three equal channels. An error names an image that can't be read."""
+    image = tf.ensure_shape(tf.numpy_function(_read, [row["path"]], tf.uint8), [None, None, 3])
+    return {"image": image, "label": row["label"], "index": row["index"]}
 
 
 def _read(path):
@@ -80,6 +80,8 @@ def _read(path):
 
     try:
         with Image.open(path.decode()) as image:
+            if image.mode[0] in "IF":
+                raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it or take it away") from error

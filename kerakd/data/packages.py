@@ -45,7 +45,13 @@ def prepare(name, data_dir=None):
     if builder.data_path.exists():
         return
     with tempfile.TemporaryDirectory() as work, contextlib.redirect_stdout(sys.stderr):
-        SOURCES[name](builder, pathlib.Path(work))
+        try:
+            SOURCES[name](builder, pathlib.Path(work))
+        except BadInput:
+            raise
+        except Exception as error:  # TFDS raises whatever its checksums or its disk raise
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            raise BadInput(f"--source: expected to prepare {name} in {builder.data_dir}, received an error ({said[0]})") from error
 
 
 def run(*command, where):

@@ -35,6 +35,7 @@ class Split:
     examples: a tf.data.Dataset of {"image": uint8 [h, w, c], "label": int64, "index": int64}, in a fixed order.
     count: how many. classes: how many labels there are, 0 for images without. shape: (h, w, c), None where images differ in size.
     names: of the classes, where they are known.
+    rows, read: where images are files, a tf.data.Dataset of what `read` makes examples of: so names are shuffled and not images.
     """
 
     name: str
@@ -43,10 +44,12 @@ class Split:
     classes: int
     shape: tuple
     names: tuple = ()
+    rows: tf.data.Dataset | None = None
+    read: object = None
 
     @property
     def bytes_each(self):
-        """Of a stored image; half a megapixel where they differ in size."""
+        """Of a stored image; a quarter of a megapixel where they differ in size."""
         return math.prod(side or extent for side, extent in zip(self.shape, (512, 512, 3), strict=True))
 
     @property
@@ -76,7 +79,7 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
         names, found = folder.find(name.removeprefix(FOLDER))
         if synthetic:
             return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
-        return tuple(Split(f"{name} {part}", folder.examples(*rows), len(rows[0]), len(names), (None, None, 3), tuple(names)) for part, rows in found.items())
+        return tuple(_folder(f"{name} {part}", folder.rows(*images), len(images[0]), tuple(names)) for part, images in found.items())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
@@ -86,6 +89,11 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
         return _synthetic_pair(name, shape, names, image_size)
     _prepare(builder, name)
     return tuple(_split(builder, name, split, names, shape) for split in SPLITS.get(name, ("train", "test")))
+
+
+def _folder(name, rows, count, names):
+    examples = rows.map(folder.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return Split(name, examples, count, len(names), (None, None, 3), names, rows, folder.read)
 
 
 def _synthetic_pair(name, shape, names, image_size):
@@ -237,7 +245,10 @@ def _order(split, seed, epoch):
     buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
     key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
     tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
-    return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
+    if split.rows is None:
+        return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
+    order = split.rows.shuffle(split.count, seed=key, reshuffle_each_iteration=False)
+    return key, order.map(split.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
 def indices(split, seed, epoch, batch, batch_size):
