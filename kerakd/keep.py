@@ -128,7 +128,7 @@ class Keep(keras.callbacks.Callback):
         self.place = (epoch + 1, 0)
         if epoch + 1 < self.last:
             self._checkpoint({})
-            self.keeping.request.heed()
+            self.model.stop_training = self.keeping.request.number is not None  # other callbacks are to see the epoch's end first
 
     def _checkpoint(self, metrics):
         """Raises: Diverged rather than keep what is not finite."""

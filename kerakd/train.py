@@ -247,7 +247,7 @@ class Training:
         )
         optimizers = {name: one for name, one in objects.items() if isinstance(one, keras.optimizers.Optimizer)}
         scalars = Scalars(self.directory.path / "tensorboard" / stage.name, optimizers)
-        callbacks = [scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total), keep]  # the last may stop it
+        callbacks = [keep, scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
             callbacks.insert(0, batchnorm.Reestimate(distiller.student, after))
@@ -265,6 +265,8 @@ class Training:
             raise Diverged(f"{error}; {self.where(distiller, stage, keep.place, frozen)}") from error
         finally:
             self.keeping.request.training = False
+        if keep.place[0] < total:
+            self.keeping.request.heed()
 
     def where(self, distiller, stage, place, frozen):
         """What is known of a step that diverged."""
