@@ -80,8 +80,13 @@ def _finite(values):
     return bool(np.isfinite(np.asarray(values, np.float32)).all())
 
 
+def broken(variables):
+    """The name of the first of some variables that is not finite, or None."""
+    return next((variable.name for variable in variables if variable.dtype.is_floating and not _finite(variable)), None)
+
+
 def check_finite(model):
     """Raises Diverged for a weight that is not finite: a gradient can be where the loss was a number still."""
-    for variable in model.variables:
-        if variable.dtype.is_floating and not _finite(variable):
-            raise Diverged(f"weights: expected finite ones, received NaN or infinity in {variable.name!r}; the training diverged: take a smaller learning rate")
+    name = broken(model.variables)
+    if name:
+        raise Diverged(f"weights: expected finite ones, received NaN or infinity in {name!r}; the training diverged: take a smaller learning rate")

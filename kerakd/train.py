@@ -18,7 +18,7 @@ with quiet.native_chatter_off():
     from kerakd import batchnorm, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
-    from kerakd.checks import check_finite, first_not_finite
+    from kerakd.checks import broken, check_finite, first_not_finite
     from kerakd.config import is_file
     from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput, Diverged
@@ -272,8 +272,9 @@ class Training:
         """What is known of a step that diverged."""
         epoch, batch = place
         kept = "the checkpoint from before is kept" if self.directory.has_checkpoint(stage.name) else "there is no checkpoint from before"
-        if not 0 <= batch < self.lessons.batches(frozen):
-            return f"{stage.title}, epoch {epoch + 1}, in its last step or after it; {kept}"
+        learners = [distiller.student, *(distiller.teachers if distiller.mode.teacher_learns else [])]
+        if batch == self.lessons.batches(frozen) or any(broken(net.trainable_variables) for net in learners):  # an earlier step's doing
+            return f"{stage.title}, found after {epoch} epochs and {batch} steps; {kept}"
         (x, *_) = next(iter(self.lessons.views(stage.seed, epoch, epoch + 1, frozen, stage.size, first_batch=batch)))
         x = x if isinstance(x, dict) else {"student": x}
         networks = {"student": (distiller.student, x["student"])}
