@@ -55,7 +55,7 @@ class Training:
         self.config, self.directory, self.keeping = config, directory, keeping or Keeping()
         self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
         self.shape = self.train.image_shape(config.size())
-        self.testing = self.tests()
+        self._tests = {}
         self.lessons = Lessons(config, directory, self.train, self.shape)
         self.check_teachers(self.check_student())
 
@@ -254,7 +254,7 @@ class Training:
         try:
             distiller.fit(
                 views,
-                validation_data=self.tests(stage.size) if stage.size else self.testing,
+                validation_data=self.tests(stage.size),
                 initial_epoch=first,
                 epochs=ended,
                 steps_per_epoch=steps - batch,
@@ -289,12 +289,12 @@ class Training:
 
     def tests(self, size=0):
         """The test images in order at a size, 0 the student's, kept in memory where they are few."""
-        if not size and hasattr(self, "testing"):
-            return self.testing
-        return data.testing(self.test, size=(size, size) if size else self.shape[:2], keep=True)
+        if size not in self._tests:
+            self._tests[size] = data.testing(self.test, size=(size, size) if size else self.shape[:2], keep=True)
+        return self._tests[size]
 
-    def accuracy(self, model, size=0):
-        return evaluate.accuracy(model, self.tests(size) if size else self.testing)
+    def accuracy(self, model):
+        return evaluate.accuracy(model, self.tests())
 
     def networks(self, stages):
         """[(name, a function that gives the model, size of its images)] of all that the run's table says: files first, then the stages."""
@@ -309,14 +309,14 @@ class Training:
     def measure(self, stages):
         """{network: test accuracy}; prints how near each taught student is to its first teacher, as that ended."""
         titles = {stage.name: stage.title for stage in stages if stage.name.split("_")[0] == "taught" and self.config.taught()}
-        results, labels, teacher = {}, evaluate.labels_of(self.testing), None
+        results, labels, teacher = {}, evaluate.labels_of(self.tests()), None
         for name, model, size in self.networks(stages):
             logits = evaluate.predictions(model(), self.tests(size))
             results[name] = evaluate.top1(logits, labels)
             teacher = logits if name == teacher_name(0) else teacher
             if name in titles:
                 learned = f"{name}_teacher"
-                told = evaluate.predictions(self.directory.load_model(learned), self.testing) if self.directory.has_model(learned) else teacher
+                told = evaluate.predictions(self.directory.load_model(learned), self.tests()) if self.directory.has_model(learned) else teacher
                 print(f"{titles[name]}: with its teacher " + "  ".join(f"{what} {value:.4f}" for what, value in evaluate.agreement(logits, told).items()))
         return results
 

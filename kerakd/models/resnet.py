@@ -28,7 +28,7 @@ def _residual(x, branch, filters, stride, name):
 
 
 def _stages(x, branch, filters, blocks):
-    for stage, (width, count) in enumerate(zip(filters, blocks, strict=False)):
+    for stage, (width, count) in enumerate(zip(filters, blocks, strict=True)):
         for block in range(count):
             x = _residual(x, branch, width, 2 if stage and not block else 1, f"stage{stage + 1}_block{block + 1}")
     return x
@@ -47,7 +47,8 @@ def resnet_cifar(depth, input_shape, classes, width=1.0, shallow=False):
     inputs = keras.Input(input_shape, name="image")
     filters = scaled((16, 32, 64), width)
     x = norm(conv(inputs, filters[0], 3, name="conv"), "conv", "relu")
-    return classifier(_stages(x, _basic, filters, [1] * SHALLOW if shallow else [(depth - 2) // 6] * 3), inputs, classes, f"resnet{depth}")
+    blocks = [1] * SHALLOW if shallow else [(depth - 2) // 6] * 3
+    return classifier(_stages(x, _basic, filters[: len(blocks)], blocks), inputs, classes, f"resnet{depth}")
 
 
 IMAGENET = {
@@ -67,7 +68,7 @@ def resnet_imagenet(depth, input_shape, classes, width=1.0, shallow=False):
     filters = scaled((64, 128, 256, 512), width)
     x = norm(conv(inputs, filters[0], 7, 2, name="conv"), "conv", "relu")
     x = L.MaxPooling2D(3, 2, padding="same", name="maxpool")(x)
-    return classifier(_stages(x, branch, filters, blocks), inputs, classes, f"resnet{depth}")
+    return classifier(_stages(x, branch, filters[: len(blocks)], blocks), inputs, classes, f"resnet{depth}")
 
 
 def resnet_v2_cifar(depth, input_shape, classes, width=1.0, shallow=False):
