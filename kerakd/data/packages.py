@@ -127,8 +127,7 @@ def _mnist(builder, work):
         raw = next(path for path in package.rglob(f"{kind}*{idx}*") if path.is_file()).read_bytes()
         raw = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
         packed = subprocess.run(["gzip", "-n", "-c"], input=raw, check=True, capture_output=True).stdout  # zlib's own bytes are others
-        name = f"{kind}-{idx}-ubyte"
-        (files / f"{name}.gz").write_bytes(_restored(packed, name, time))
+        (files / f"{kind}-{idx}-ubyte.gz").write_bytes(_restored(packed, f"{kind}.{idx}-ubyte", time))  # with a dot inside, as it was packed
     _build(builder, manual_dir=str(files), force_checksums_validation=True)
 
 
