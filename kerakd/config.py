@@ -24,6 +24,9 @@ def is_file(name):
     return name.endswith((".keras", ".h5"))
 
 
+HALVES = ("bfloat16", "float16")
+
+
 @dataclasses.dataclass(frozen=True)
 class Config:
     """What a run trains. Each field is a flag of its name. Raises: BadInput for a value that is none."""
@@ -85,6 +88,9 @@ class Config:
     watch: bool = _knob(False, "record the share of oscillating weights among kernels of at most 4 bits")
     batchnorm_batches: int = _knob(
         0, "training batches on which BatchNorm statistics are estimated anew before each evaluation and export; 0: as training left them"
+    )
+    mixed_precision: str = _knob(
+        "", "what convolutions and dense layers compute in while training; weights, grids, logits and what is saved stay float32; empty: float32", HALVES
     )
     jit_compile: bool = _knob(False, "compile the steps by XLA: other roundings, on some machines faster")
     steps_per_execution: int = _knob(1, "steps of one call of TensorFlow; checkpoints and requests to stop wait for its end")
@@ -250,6 +256,10 @@ class Config:
                 raise BadInput(f"--phase: expected MODE:EPOCHS with MODE one of {', '.join(MODES)}, received {text!r}")
             found.append((mode, self.epochs(int(epochs))))
         return found
+
+    def policy(self):
+        """The Keras policy that networks train under."""
+        return f"mixed_{self.mixed_precision}" if self.mixed_precision else "float32"
 
     def epochs(self, asked):
         """`asked`, capped by max_epochs."""

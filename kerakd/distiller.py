@@ -143,7 +143,8 @@ class Distiller(keras.Model):
             loss: of labels and student logits; None is softmax cross-entropy with integer labels.
             teacher_optimizer: needed in modes in which the teacher learns.
             weight_interval_optimizer, activation_interval_optimizer: for the learned intervals of kernels and of
-                activations (QKD has three learning rates); None leaves them to `optimizer`.
+                activations (QKD has three learning rates); None leaves them to `optimizer`. Each is given a loss scale of its own
+                where layers compute in float16 (a Keras policy of the networks).
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
@@ -153,14 +154,23 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
             raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
-        super().compile(optimizer=optimizer, loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
-        self.teacher_optimizer = teacher_optimizer and keras.optimizers.get(teacher_optimizer)
+        super().compile(optimizer=self._scaled(optimizer), loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
+        self.teacher_optimizer = self._scaled(teacher_optimizer)
         if dampening is not None:
             oscillation.check(self.student)
         self.dampening, self.freezing = dampening, freezing
         self.watch = oscillation.Watch(self.student, held=freezing is not None) if watch or freezing is not None else None
-        self.weight_interval_optimizer = weight_interval_optimizer and keras.optimizers.get(weight_interval_optimizer)
-        self.activation_interval_optimizer = activation_interval_optimizer and keras.optimizers.get(activation_interval_optimizer)
+        self.weight_interval_optimizer = self._scaled(weight_interval_optimizer)
+        self.activation_interval_optimizer = self._scaled(activation_interval_optimizer)
+
+    def _scaled(self, optimizer):
+        """An optimizer, with a loss scale where layers compute in float16, in which small gradients are 0 (Micikevicius et al. 2018)."""
+        if optimizer is None:
+            return None
+        optimizer = keras.optimizers.get(optimizer)
+        half = any(layer.compute_dtype == "float16" for model in (self.student, *self.teachers) for layer in model._flatten_layers())
+        scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
+        return keras.mixed_precision.LossScaleOptimizer(optimizer) if half and not scaled else optimizer
 
     def call(self, inputs, training=None):
         with self._ops():

@@ -83,6 +83,7 @@ class Lessons:
             "images": f"{self.transfer.name}, {self.transfer.count}",
             "views": f"{c.view}{' mixed' * c.mixup}, {self.shape}",
             "view_seed": seed,
+            "precision": c.mixed_precision or "float32",
         }
         shape = (c.batch_size, len(teachers), self.images.classes)
         return TeacherCache(f"{c.teacher_cache}/seed_{seed}", made_from, self.batches(True), shape)

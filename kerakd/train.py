@@ -27,6 +27,7 @@ with quiet.native_chatter_off():
     from kerakd.lessons import Lessons
     from kerakd.modes import MODES
     from kerakd.progress import Progress
+    from kerakd.recast import recast
     from kerakd.rundir import RunDirectory, load_model
     from kerakd.scalars import Scalars
     from kerakd.scheme import check_logits, quantize
@@ -169,6 +170,13 @@ class Training:
             steps_per_execution=c.steps_per_execution,
             **(self.medicine(sum(self.steps(stage.phases))) if quantized else {}),
         )
+        scaled = {
+            "optimizer": distiller.optimizer,
+            "teacher_optimizer": distiller.teacher_optimizer,
+            "kernel_interval": distiller.weight_interval_optimizer,
+            "activation_interval": distiller.activation_interval_optimizer,
+        }
+        made = {name: scaled[name] for name in made}
         return made if distiller.watch is None else {**made, "watch": distiller.watch}
 
     def medicine(self, steps):
@@ -185,6 +193,8 @@ class Training:
         c = self.config
         keras.utils.set_random_seed(stage.seed)
         student, teachers = stage.make()
+        if c.mixed_precision:
+            student, *teachers = (recast(model, c.policy()) for model in (student, *teachers))
         quantized = stage.name.split("_")[0] not in ("teacher", "float")
         distiller = self.distiller(stage, student, teachers)
         objects = {"student": student, **self.compile(distiller, stage, quantized)}
@@ -213,10 +223,15 @@ class Training:
         for model in learners:
             check_finite(model)
         if learns:
-            self.directory.save_model(f"{stage.name}_teacher", teachers[0])
+            self.directory.save_model(f"{stage.name}_teacher", self.trained(teachers[0]))
         # last, as its presence says to a resumed run that the stage is done
+        student = self.trained(student)
         self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
         self.directory.drop_checkpoints(stage.name)
+
+    def trained(self, model):
+        """A network as the run keeps it."""
+        return recast(model) if self.config.mixed_precision else model
 
     def distiller(self, stage, student, teachers):
         c = self.config
