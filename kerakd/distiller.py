@@ -30,6 +30,9 @@ class Distiller(keras.Model):
     variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss
     and, where the teacher learns, teacher_loss, beside the metrics of `compile`.
 
+    Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch,
+    and the losses are means over the whole; `recast(model, synchronized=True)` has BatchNorms normalize by the whole too.
+
     A batch is (images, labels), or one whose images are a dict, as `kerakd.data.training` makes it: {"student": the student's
     view, "teachers": a view for each teacher, where they see others, "logits": [n, teachers, C], where they have spoken already,
     "place": of the batch among the views, for a cache}. Without labels, (images,), there is no hard loss.
@@ -90,6 +93,9 @@ class Distiller(keras.Model):
         self.temperature = temperature
         self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
         self.teacher_weights, self.ensemble, self.teacher_cache = weights, ensemble, teacher_cache
+        if _replicas() > 1 and (teacher_cache is not None or soft_loss == "dist"):
+            given = "teacher_cache" if teacher_cache is not None else "soft_loss"
+            raise BadInput(f"{given}: expected another under a strategy of {_replicas()} replicas, received {soft_loss!r} or a cache; both need a whole batch")
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
@@ -178,7 +184,8 @@ class Distiller(keras.Model):
 
     def _ops(self):
         """The context in which a step is traced."""
-        return grids.plain_ops() if self._jit_compile else contextlib.nullcontext()
+        compiled = self._jit_compile or isinstance(self.distribute_strategy, tf.distribute.TPUStrategy)
+        return grids.plain_ops() if compiled else contextlib.nullcontext()
 
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
@@ -253,12 +260,13 @@ class Distiller(keras.Model):
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = x if isinstance(x, dict) else {"student": x}
+        replicas = _replicas()
         heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
         with tf.GradientTape(persistent=True) as tape:
             logits, *mine = self.hints.student(x["student"], training=True) if theirs else [self.student(x["student"], training=True)]
             if self.mode.teacher_learns:
                 heard = [self.teachers[0](self._teacher_views(x)[0], training=True)]
-            hard = 0.0 if y is None else self.compiled_loss(y, logits, sample_weight)
+            hard = 0.0 if y is None else self._hard(y, logits, sample_weight)
             soft = self._mean(self._soft(logits, heard, y), sample_weight) if heard else 0.0
             loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
             if theirs:
@@ -266,11 +274,12 @@ class Distiller(keras.Model):
             if self.dampening is not None:
                 loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
             teacher_loss = self._teacher_loss(y, heard, logits, sample_weight) if self.mode.teacher_learns else None
+            shares = [value if value is None or replicas == 1 else value / replicas for value in (loss, teacher_loss)]  # gradients are summed
         with tf.control_dependencies([tf.debugging.check_numerics(loss if teacher_loss is None else loss + teacher_loss, _LOSS)]):
             for optimizer, variables in self._groups():
-                optimizer.minimize(loss, variables, tape=tape)
+                optimizer.minimize(shares[0], variables, tape=tape)
             if teacher_loss is not None:
-                self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
+                self.teacher_optimizer.minimize(shares[1], self.teachers[0].trainable_variables, tape=tape)
         if teacher_loss is not None:
             self._trackers["teacher_loss"].update_state(teacher_loss)
         if self.watch is not None:
@@ -282,6 +291,10 @@ class Distiller(keras.Model):
         if y is None:
             return {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
         return self.compute_metrics(x, y, logits, sample_weight)
+
+    def _hard(self, y, logits, sample_weight):
+        """The mean hard loss of this replica's part of the batch, of which Keras gives its share in the mean of all."""
+        return self.compiled_loss(y, logits, sample_weight) * _replicas()
 
     def _teacher_views(self, x):
         return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
@@ -328,14 +341,14 @@ class Distiller(keras.Model):
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         logits = self(x["student"] if isinstance(x, dict) else x, training=False)
-        hard = self.compiled_loss(y, logits, sample_weight)
-        self._trackers["loss"].update_state(hard)
-        self._trackers["hard_loss"].update_state(hard)
+        hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
+        self._trackers["loss"].update_state(hard, count)
+        self._trackers["hard_loss"].update_state(hard, count)
         results = self.compute_metrics(x, y, logits, sample_weight)
         return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss", "oscillating")}
 
     def _teacher_loss(self, y, heard, logits, sample_weight):
-        loss = self.compiled_loss(y, heard[0], sample_weight) + _sum(self.teachers[0].losses)
+        loss = self._hard(y, heard[0], sample_weight) + _sum(self.teachers[0].losses)
         if self.mode.teacher_listens:
             loss += self.soft_weight * self._mean(self._soft_loss(heard[0], logits, y), sample_weight)
         return loss
@@ -378,6 +391,10 @@ def _node(message):
     """The layer in an error message of TensorFlow, "{{node model/layer/op}}"."""
     found = re.search(r"{{node (\S*?)/?[^/]*}}", message)
     return repr(found.group(1).rpartition("/")[2]) if found else "a quantizer"
+
+
+def _replicas():
+    return tf.distribute.get_strategy().num_replicas_in_sync
 
 
 def _sum(terms):

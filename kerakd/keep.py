@@ -8,6 +8,7 @@ import time
 import tf_keras as keras
 
 from kerakd.checks import check_finite
+from kerakd.devices import Devices, devices
 from kerakd.errors import BadInput
 from kerakd.wrapper import intervals
 
@@ -68,11 +69,21 @@ class Every:
 
 @dataclasses.dataclass
 class Keeping:
-    """How a run is kept. every: between checkpoints within an epoch. kept: how many checkpoints of a stage stay. request: to stop."""
+    """How a run is kept. every: between checkpoints within an epoch. kept: how many checkpoints of a stage stay. request: to stop.
+
+    devices: whose workers do so together.
+    """
 
     every: Every = dataclasses.field(default_factory=lambda: Every("10min"))
     kept: int = 2
     request: StopRequest = dataclasses.field(default_factory=StopRequest)
+    devices: Devices = dataclasses.field(default_factory=devices)
+
+    def agreed(self, over=False):
+        """Whether a checkpoint is due, by the interval of any worker or a signal to any, which is then this one's request too."""
+        asked = self.devices.largest(self.request.number or int(over))
+        self.request.number = asked if asked > 1 else None
+        return bool(asked)
 
 
 def random_states(model):
@@ -108,8 +119,9 @@ class Keep(keras.callbacks.Callback):
         self.place = (epoch, batch if epoch == first else 0)
         self.began = self.place[1]
         if epoch == first and batch:
-            for name, variable in self._metrics().items():
-                variable.assign(values[name])
+            with self.keeping.devices.strategy.scope():
+                for name, variable in self._metrics().items():
+                    variable.assign(values[name])
 
     def _metrics(self):
         return {f"{metric.name} {k}": variable for metric in self.model.metrics for k, variable in enumerate(metric.variables)}
@@ -118,7 +130,7 @@ class Keep(keras.callbacks.Callback):
         done = self.began + batch + 1  # several steps on, where an execution has several
         over = self.keeping.every.due(done - self.place[1])
         self.place = (self.place[0], done)
-        if done < self.steps and (over or self.keeping.request.number is not None):
+        if done < self.steps and self.keeping.agreed(over):
             self._checkpoint({name: variable.numpy() for name, variable in self._metrics().items()})
             self.keeping.request.heed()
 
@@ -126,6 +138,7 @@ class Keep(keras.callbacks.Callback):
         self.directory.add_metrics(self.stage, epoch, logs)
         self.directory.add_intervals(self.stage, epoch, intervals(self.model.student))
         self.place = (epoch + 1, 0)
+        self.keeping.agreed()
         if epoch + 1 < self.last:
             self._checkpoint({})
             self.model.stop_training = self.keeping.request.number is not None  # other callbacks are to see the epoch's end first

@@ -45,7 +45,7 @@ class Lessons:
         return seed if self.config.view_seed is None else self.config.view_seed
 
     def views(self, seed, first, ended, frozen=False, size=0, **extra):
-        """Training batches of epochs first..ended-1 (first_batch: from that of the first epoch on), as `data.training` makes them.
+        """Training batches of epochs first..ended-1 (first_batch: from that of the first epoch on; part: of a worker), as `data.training` makes them.
 
         size: of the student's views, 0 for the run's.
         """
@@ -65,13 +65,13 @@ class Lessons:
         """Which images of the split are in a batch."""
         return data.indices(self.transfer if frozen else self.images, self._seed(seed), epoch, batch, self.config.batch_size)
 
-    def heard(self, distiller, seed, first, ended, first_batch=0):
+    def heard(self, distiller, seed, first, ended, **extra):
         """`views` of a phase with frozen teachers, with what is known of their logits. Raises: BadInput for a cache that they contradict."""
         if augment.view(self.config.view).fixed:
-            return self.views(seed, first, ended, frozen=True, first_batch=first_batch, fixed_logits=self._fixed(distiller.teachers))
+            return self.views(seed, first, ended, frozen=True, fixed_logits=self._fixed(distiller.teachers), **extra)
         if distiller.teacher_cache is None:
-            return self.views(seed, first, ended, frozen=True, first_batch=first_batch)
-        views = distiller.teacher_cache.join(self.views(seed, first, ended, frozen=True, first_batch=first_batch, places=True))
+            return self.views(seed, first, ended, frozen=True, **extra)
+        views = distiller.teacher_cache.join(self.views(seed, first, ended, frozen=True, places=True, **extra))
         distiller.teacher_cache.check(views, distiller.ask)
         return views
 
@@ -90,10 +90,10 @@ class Lessons:
 
     def _fixed(self, teachers):
         """The teachers' logits on views that never change, from the run directory if they are there."""
-        path, c = self.directory.path / "fixed_logits.npy", self.config
-        if path.exists():
-            return np.load(path, allow_pickle=False)
+        name, c = "fixed_logits.npy", self.config
+        if (self.directory.path / name).exists():
+            return np.load(self.directory.path / name, allow_pickle=False)
         views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views)
         logits = fixed_logits(teachers, views, per_image, self.transfer.count)
-        write_aside(path, lambda aside: np.save(aside, logits))
+        write_aside(self.directory.written / name, lambda aside: np.save(aside, logits))
         return logits

@@ -59,6 +59,14 @@ class Watch(tf.Module):
 
     def update(self, threshold=None):
         """To be called after each step. threshold: frequency above which a weight is frozen; None freezes none."""
+        replica = tf.distribute.get_replica_context()
+        if replica is None or replica.num_replicas_in_sync == 1:
+            self._update(threshold)
+        else:  # once for all replicas, whose weights are the same
+            first = lambda strategy, threshold: self._update(strategy.experimental_local_results(threshold)[0])  # noqa: E731
+            replica.merge_call(first, (threshold,))
+
+    def _update(self, threshold):
         for (kernel, quantizer, variables), state in zip(self.watched, self.states, strict=True):
             value = tf.convert_to_tensor(kernel)
             codes = tf.cast(quantizer.codes(value, variables), tf.float32)

@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 import zipfile
 
 import numpy as np
@@ -34,10 +35,15 @@ class RunDirectory:
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves
     checkpoints/    of the stage under way
+
+    own: False for a worker that is not the chief: it reads the run and writes what it has to write into a folder that is deleted
+    with this object, as the workers' variables can only be read by all of them together.
     """
 
-    def __init__(self, path):
+    def __init__(self, path, own=True):
         self.path = pathlib.Path(path)
+        self._aside = None if own else tempfile.TemporaryDirectory(prefix="kerakd_")  # until this object goes
+        self.written = self.path if own else pathlib.Path(self._aside.name)
 
     @property
     def complete(self):
@@ -70,14 +76,14 @@ class RunDirectory:
 
     def claim(self, text, resume, overwrite):
         """Makes the directory ready to train in, with `text` as its flags. Raises: BadInput as `check`, or if it can't be written."""
-        self.check(text, resume, overwrite)
-        flags = self.path / "flags.cfg"
+        if self._aside is None:
+            self.check(text, resume, overwrite)
         try:
-            if overwrite and self.path.exists():
-                shutil.rmtree(self.path)
-            self.path.mkdir(parents=True, exist_ok=True)
-            write_aside(flags, lambda aside: aside.write_text(text))
-            (self.path / "models").mkdir(exist_ok=True)
+            if overwrite and self.written.exists():
+                shutil.rmtree(self.written)
+            self.written.mkdir(parents=True, exist_ok=True)
+            write_aside(self.written / "flags.cfg", lambda aside: aside.write_text(text))
+            (self.written / "models").mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(f"--workdir: expected a directory that can be written, received {self.path} ({error.strerror})") from error
 
@@ -97,7 +103,7 @@ class RunDirectory:
     def keep_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
         for name in ("metrics.jsonl", "intervals.jsonl"):
-            path = self.path / name
+            path = self.written / name
             text = "".join(json.dumps(row) + "\n" for row in self._rows(name) if row["stage"] != stage or row["epoch"] < epochs)
             if path.exists() and path.read_text() != text:
                 write_aside(path, lambda aside, text=text: aside.write_text(text))
@@ -113,7 +119,7 @@ class RunDirectory:
 
     def _add(self, name, stage, epoch, values):
         row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in values.items()}}
-        path = self.path / name
+        path = self.written / name
         try:
             with open(path, "a") as file:
                 file.write(json.dumps(row) + "\n")
@@ -128,10 +134,11 @@ class RunDirectory:
 
     def save_model(self, name, model):
         """Raises: BadInput if it can't be written."""
+        path = self.written / "models" / self.model_path(name).name
         try:
-            write_aside(self.model_path(name), lambda aside: model.save(aside))
+            write_aside(path, lambda aside: model.save(aside))
         except OSError as error:
-            raise _unwritten(self.model_path(name), error) from error
+            raise _unwritten(path, error) from error
 
     def load_model(self, name):
         """Raises: BadInput if the run has no such model."""
@@ -148,7 +155,7 @@ class RunDirectory:
         return json.loads((self.path / "results.json").read_text())
 
     def save_results(self, results):
-        write_aside(self.path / "results.json", lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
+        write_aside(self.written / "results.json", lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
 
     def checkpoint(self, stage, place, objects, metrics, kept=2):
         """Writes a checkpoint of `stage` and forgets all but the newest.
@@ -159,7 +166,7 @@ class RunDirectory:
             kept: how many checkpoints of the stage stay.
         Raises: BadInput if it can't be written; those from before are as they were.
         """
-        folder = self.path / "checkpoints" / stage
+        folder = self.written / "checkpoints" / stage
         aside, final = folder / ".partial", folder / "{:06d}_{:08d}".format(*place)
         try:
             shutil.rmtree(aside, ignore_errors=True)
@@ -185,7 +192,7 @@ class RunDirectory:
         Returns: ((epochs, batches of the next one), {name: array}), as given to `checkpoint`; ((0, 0), {}) if there is none.
         """
         found = sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True)
-        fresh = self.path / "checkpoints" / stage / ".fresh"
+        fresh = self.written / "checkpoints" / stage / ".fresh"
         if found:  # one that matches in part moves what it matches
             tf.train.Checkpoint(**objects).write(str(fresh / "state"))
         for folder in found:
@@ -203,7 +210,7 @@ class RunDirectory:
         return (0, 0), {}
 
     def drop_checkpoints(self, stage):
-        shutil.rmtree(self.path / "checkpoints" / stage, ignore_errors=True)
+        shutil.rmtree(self.written / "checkpoints" / stage, ignore_errors=True)
 
 
 def _unwritten(path, error):

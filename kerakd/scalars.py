@@ -25,7 +25,7 @@ class Scalars(keras.callbacks.Callback):
         values = {**logs, **{f"intervals/{name}": value for name, value in intervals(self.model.student).items()}}
         for name, optimizer in self.optimizers.items():
             rate = optimizer.learning_rate
-            values[f"learning_rate/{name}"] = rate(optimizer.iterations) if callable(rate) else rate
+            values[f"learning_rate/{name}"] = tf.convert_to_tensor(rate(optimizer.iterations) if callable(rate) else rate)
         said = [tf.compat.v1.Summary.Value(tag=name, simple_value=float(value)) for name, value in values.items()]
         with self.writer.as_default():  # as a message, since tf.summary.scalar needs TensorBoard to be installed here as well
             tf.summary.experimental.write_raw_pb(tf.compat.v1.Summary(value=said).SerializeToString(), step=epoch + 1)

@@ -20,6 +20,8 @@ with quiet.native_chatter_off():
     from kerakd.calibration import calibrate
     from kerakd.checks import broken, check_finite, first_not_finite
     from kerakd.config import is_file
+    from kerakd.devices import NAMES as DEVICES
+    from kerakd.devices import devices
     from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput, Diverged
     from kerakd.hints import Hints
@@ -54,6 +56,8 @@ class Training:
 
     def __init__(self, config, directory, keeping=None):
         self.config, self.directory, self.keeping = config, directory, keeping or Keeping()
+        self.devices = self.keeping.devices
+        self.check_devices()
         self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
         self.shape = self.train.image_shape(config.size())
         self._tests = {}
@@ -85,6 +89,14 @@ class Training:
                 raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")
             print(f"kerakd: {finding}", file=sys.stderr)
         return student
+
+    def check_devices(self):
+        """Several replicas can share this run's batches."""
+        c, several = self.config, self.devices.replicas
+        if c.batch_size % several:
+            raise BadInput(f"--batch_size: expected a multiple of {several}, the replicas that share a batch, received {c.batch_size}")
+        if several > 1 and (c.teacher_cache or c.soft_loss == "dist"):
+            raise BadInput(f"--{'teacher_cache' if c.teacher_cache else 'soft_loss'}: expected another with {several} replicas; it needs whole batches")
 
     def check_teachers(self, student):
         """Every teacher can be had, and its views can be made."""
@@ -192,12 +204,12 @@ class Training:
         """Trains one stage, from its newest checkpoint if there is one, and saves its student."""
         c = self.config
         keras.utils.set_random_seed(stage.seed)
-        student, teachers = stage.make()
-        if c.mixed_precision:
-            student, *teachers = (recast(model, c.policy()) for model in (student, *teachers))
         quantized = stage.name.split("_")[0] not in ("teacher", "float")
-        distiller = self.distiller(stage, student, teachers)
-        objects = {"student": student, **self.compile(distiller, stage, quantized)}
+        networks = stage.make()
+        with self.devices.strategy.scope():
+            student, teachers = self.placed(*networks)
+            distiller = self.distiller(stage, student, teachers)
+            objects = {"student": student, **self.compile(distiller, stage, quantized)}
         learns = any(MODES[mode].teacher_learns for mode, _ in stage.phases)
         if learns:  # a frozen one is read again
             objects["teacher"] = teachers[0]
@@ -205,7 +217,8 @@ class Training:
             objects |= {f"projector_{k}": projector for k, projector in enumerate(distiller.hints.projectors) if projector is not None}
         learners = [student, *teachers] if learns else [student]
         objects |= {f"random_{k}": state for k, state in enumerate(state for model in learners for state in random_states(model))}
-        (done, batch), metrics = self.directory.restore(stage.name, objects)
+        with self.devices.strategy.scope():
+            (done, batch), metrics = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
         if quantized and not (done or batch) and c.from_float():
             net = self.directory.load_model("float") if c.float_epochs else self.build(c.student, c.student_width)
@@ -227,11 +240,18 @@ class Training:
         # last, as its presence says to a resumed run that the stage is done
         student = self.trained(student)
         self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
+        self.devices.largest(0)  # the chief has written what the others read next
         self.directory.drop_checkpoints(stage.name)
+
+    def placed(self, student, teachers):
+        """Networks as the devices train them."""
+        if self.config.mixed_precision or self.devices.several:
+            student, *teachers = (recast(model, self.config.policy(), self.devices.several) for model in (student, *teachers))
+        return student, teachers
 
     def trained(self, model):
         """A network as the run keeps it."""
-        return recast(model) if self.config.mixed_precision else model
+        return recast(model) if self.config.mixed_precision or self.devices.several else model
 
     def distiller(self, stage, student, teachers):
         c = self.config
@@ -246,9 +266,9 @@ class Training:
         """Trains epochs first..ended-1; the first from a batch on, when that had come to `metrics`. Raises: Diverged, saying where."""
         c, total, frozen = self.config, sum(epochs for _, epochs in stage.phases), distiller.mode.frozen_teacher
         if frozen:
-            views = self.lessons.heard(distiller, stage.seed, first, ended, batch)
+            make = functools.partial(self.lessons.heard, distiller, stage.seed, first, ended, first_batch=batch)
         else:
-            views = self.lessons.views(stage.seed, first, ended, size=stage.size, first_batch=batch)
+            make = functools.partial(self.lessons.views, stage.seed, first, ended, size=stage.size, first_batch=batch)
         steps = self.lessons.batches(frozen)
         keep = Keep(
             self.directory,
@@ -261,14 +281,14 @@ class Training:
             keeping=self.keeping,
         )
         optimizers = {name: one for name, one in objects.items() if isinstance(one, keras.optimizers.Optimizer)}
-        scalars = Scalars(self.directory.path / "tensorboard" / stage.name, optimizers)
+        scalars = Scalars(self.directory.written / "tensorboard" / stage.name, optimizers)
         callbacks = [keep, scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
             callbacks.insert(0, batchnorm.Reestimate(distiller.student, after))
         try:
             distiller.fit(
-                views,
+                self.devices.split(lambda *part: make(part=part)),
                 validation_data=self.tests(stage.size),
                 initial_epoch=first,
                 epochs=ended,
@@ -344,7 +364,7 @@ class Training:
                 self.train_stage(stage)
         self.keeping.request.heed()
         results = self.measure(stages)
-        report.curves(self.directory.metrics(), self.directory.path / "curves.png")
+        report.curves(self.directory.metrics(), self.directory.written / "curves.png")
         self.directory.save_results(results)
         return results
 
@@ -373,19 +393,25 @@ def main():
         ("overwrite", False, "delete the run in --workdir and start anew"),
         ("checkpoint_every", "10min", 'keep a checkpoint after so many steps, as "500", or so long, as "90s" or "10min"; each epoch\'s end is kept as well'),
         ("checkpoints", 2, "how many checkpoints of the network under way are kept"),
+        ("distribute", "none", f"the devices that share each batch, one of {', '.join(DEVICES)}; multi_worker: those of the processes in TF_CONFIG"),
+        ("devices", 0, "with --distribute=mirrored, how many GPUs or parts of the CPU; 0: every GPU"),
+        ("tpu", "", "with --distribute=tpu, its name or address; local on a TPU VM"),
     )
     config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=extra)
     if not where["workdir"]:
         raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
     if where["checkpoints"] < 1:
         raise BadInput(f"--checkpoints: expected 1 or more, received {where['checkpoints']}")
-    keeping = Keeping(Every(where["checkpoint_every"]), where["checkpoints"])
+    keeping = Keeping(Every(where["checkpoint_every"]), where["checkpoints"], devices=devices(where["distribute"], where["devices"], where["tpu"]))
+    chief = keeping.devices.chief
     tf.config.experimental.enable_op_determinism()
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
-    directory = RunDirectory(where["workdir"])
-    directory.check(config.text(), where["resume"], where["overwrite"])
+    directory = RunDirectory(where["workdir"], own=chief)
+    if chief:
+        directory.check(config.text(), where["resume"], where["overwrite"])
     training = Training(config, directory, keeping)
     directory.claim(config.text(), where["resume"], where["overwrite"])
+    keeping.devices.largest(0)  # the chief has claimed it
     keeping.request.listen()
     try:
         print(table(training.run(), config.taught()))

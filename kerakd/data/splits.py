@@ -191,7 +191,22 @@ def _synthetic(name, count, names, shape, part):
     return Split(name, examples, count, len(names), shape, names)
 
 
-def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, first_batch=0, mixup=False, teacher_sizes=(), fixed_logits=None, places=False):
+def training(
+    split,
+    *,
+    view,
+    size,
+    batch_size,
+    seed,
+    epochs,
+    first_epoch=0,
+    first_batch=0,
+    mixup=False,
+    teacher_sizes=(),
+    fixed_logits=None,
+    places=False,
+    part=(0, 1, 1),
+):
     """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
 
     The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch).
@@ -205,11 +220,16 @@ def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, firs
         teacher_sizes: (height, width) of each teacher's views; none if all teachers see the student's pixels.
         fixed_logits: [count, teachers, classes] float32 of a view that is fixed, in the split's order.
         places: whether each batch says its place among the views, for a cache of logits.
+        part: (worker, workers, replicas): of each batch the images of this worker alone, as so many batches one after the other, a replica's each.
     Returns: a tf.data.Dataset of (x, int64 [batch]), or (x,) for a split without labels. x is float32 [batch, height, width, c] in
         -1..1 or, where teachers are to see or say something else, {"student": that, "teachers": a tuple of the like,
         "logits": float32 [batch, teachers, classes], "place": int64 [2], epoch and batch}, of which the last three are as asked for.
-    Raises: BadInput for a batch larger than the split, a view whose teacher's size can't differ or be mixed.
+    Raises: BadInput for a batch larger than the split or that can't be dealt out evenly, a view whose teacher's size can't differ or be mixed.
     """
+    worker, workers, replicas = part
+    if batch_size % (workers * replicas):
+        raise BadInput(f"batch_size: expected a multiple of {workers * replicas}, the replicas that share a batch, received {batch_size}")
+    mine = slice(worker * (batch_size // workers), (worker + 1) * (batch_size // workers))
     if not 0 < batch_size <= split.count:
         raise BadInput(f"batch_size: expected 1 to {split.count}, the size of {split.name}, received {batch_size}")
     made = _views(augment.view(view), view, size, teacher_sizes, mixup)
@@ -218,9 +238,12 @@ def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, firs
     def one_epoch(epoch):
         key, order = _order(split, seed, epoch)
         begin = tf.where(epoch == first_epoch, tf.constant(first_batch, tf.int64), 0)
-        order = order.skip(begin * batch_size)
+        order = order.skip(begin * batch_size).take((split.count // batch_size - begin) * batch_size)
+        if workers > 1 and not mixup:  # before anything is read or drawn; mixed images need their neighbours
+            order = order.enumerate().filter(lambda k, _: (k % batch_size >= mine.start) & (k % batch_size < mine.stop)).map(lambda _, e: e)
 
         def example(e):
+            e = split.read(e) if split.read else e
             x = made(e["image"], key, e["index"])
             if fixed_logits is not None:
                 x["logits"] = tf.gather(fixed_logits, e["index"])
@@ -234,27 +257,33 @@ def training(split, *, view, size, batch_size, seed, epochs, first_epoch=0, firs
                 x["place"] = tf.stack([epoch, number])
             return (x["student"] if set(x) == {"student"} else x, *label)
 
-        batches = order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True).batch(batch_size, drop_remainder=True)
+        views = order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = views.batch(batch_size if mixup else batch_size // workers, drop_remainder=True)
         return batches.enumerate(begin).map(lambda number, taken: batch(number, taken))
 
-    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch).prefetch(tf.data.AUTOTUNE)
+    batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    if workers > 1 and mixup:
+        batches = batches.map(lambda *taken: tf.nest.map_structure(lambda tensor: tensor[mine], taken))
+    if replicas > 1:
+        batches = batches.rebatch(batch_size // workers // replicas, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
 
 
 def _order(split, seed, epoch):
-    """(the key of an epoch, its examples in its order)."""
+    """(the key of an epoch, its examples in its order, or what `split.read` makes them of)."""
     buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
     key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
     tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
     if split.rows is None:
         return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
-    order = split.rows.shuffle(split.count, seed=key, reshuffle_each_iteration=False)
-    return key, order.map(split.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    return key, split.rows.shuffle(split.count, seed=key, reshuffle_each_iteration=False)
 
 
 def indices(split, seed, epoch, batch, batch_size):
     """Which examples of a split, by their place in it, are in a batch of `training`: [int]."""
-    found = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(lambda epoch: _order(split, seed, epoch)[1].map(lambda e: e["index"]))
-    return [int(index) for index in found.skip(batch * batch_size).take(batch_size).as_numpy_iterator()]
+    order = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(lambda epoch: _order(split, seed, epoch)[1])
+    taken = order.skip(batch * batch_size).take(batch_size).map(lambda e: (split.read(e) if split.read else e)["index"])
+    return [int(index) for index in taken.as_numpy_iterator()]
 
 
 def _views(chosen, name, size, teacher_sizes, mixup):
