@@ -58,6 +58,11 @@ class Devices:
             raise BadInput(f"--batch_size: expected a multiple of {self.replicas}, the replicas that share a batch, received {size}")
 
 
+def lost(error):
+    """Whether an error of TensorFlow says that another worker is not there any more."""
+    return isinstance(error, tf.errors.OpError) and "Collective ops is aborted" in error.message
+
+
 def devices(name="none", count=0, address=""):
     """The Devices of a process; before anything else is asked of TensorFlow.
 

@@ -101,6 +101,7 @@ class Distiller(keras.Model):
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
+        self.distribute_reduction_method = "first"  # of the results of a step, which all replicas agree on; Keras would add those of workers up
         self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss", "oscillating")}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
         self.dampening = self.freezing = self.watch = None

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kerakd.devices import lost
 from kerakd.errors import BadInput
 from kerakd.keras3 import from_keras3, version_of
 from kerakd.wrapper import quantize_scope
@@ -44,6 +45,11 @@ class RunDirectory:
         self.path = pathlib.Path(path)
         self._aside = None if own else tempfile.TemporaryDirectory(prefix="kerakd_")  # until this object goes
         self.written = self.path if own else pathlib.Path(self._aside.name)
+
+    def close(self):
+        """Deletes the folder of a worker that is not the chief."""
+        if self._aside is not None:
+            self._aside.cleanup()
 
     @property
     def complete(self):
@@ -177,6 +183,8 @@ class RunDirectory:
             os.rename(aside, final)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
+            if lost(error):
+                raise
             raise _unwritten(final, error) from error
         found = sorted(folder.glob("[0-9]*"))
         after = [path for path in found if path.name > final.name]  # passed over when the run was resumed

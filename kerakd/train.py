@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import os
 import sys
 
 from kerakd import quiet  # first: it keeps TensorFlow quiet
@@ -21,7 +22,7 @@ with quiet.native_chatter_off():
     from kerakd.checks import broken, check_finite, first_not_finite
     from kerakd.config import is_file
     from kerakd.devices import NAMES as DEVICES
-    from kerakd.devices import devices
+    from kerakd.devices import devices, lost
     from kerakd.distiller import Distiller, interval_kind
     from kerakd.errors import BadInput, Diverged
     from kerakd.hints import Hints
@@ -407,7 +408,7 @@ def main():
     tf.config.experimental.enable_op_determinism()
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
     directory = RunDirectory(where["workdir"], own=chief)
-    if chief:
+    if chief:  # the others find a run that the chief has begun
         directory.check(config.text(), where["resume"], where["overwrite"])
     training = Training(config, directory, keeping)
     directory.claim(config.text(), where["resume"], where["overwrite"])
@@ -418,6 +419,12 @@ def main():
     except Stopped as stopped:
         print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)
         raise
+    except tf.errors.OpError as error:
+        if not lost(error):
+            raise
+        print("kerakd: another worker was lost; begins again, from the last checkpoint, as soon as all are there", file=sys.stderr, flush=True)
+        directory.close()
+        os.execv(sys.executable, [sys.executable, "-m", "kerakd.train", *sys.argv[1:], "--nooverwrite", "--resume"])
     print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={directory.path} --out=report.html)")
     if config.exports():
         print(f"next: python -m export.tflite --run={directory.path}")
