@@ -209,7 +209,7 @@ class Distiller(keras.Model):
             y = x.element_spec[1] if isinstance(x.element_spec, tuple) and len(x.element_spec) > 1 else None
         if not self.compiled or not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
             return
-        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer else [])
+        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer and self.teachers else [])
         for optimizer, variables in learners:
             if isinstance(optimizer, keras.optimizers.Optimizer):  # a legacy one makes them itself
                 optimizer.build(variables)

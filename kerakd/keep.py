@@ -131,7 +131,9 @@ class Keep(keras.callbacks.Callback):
         over = self.keeping.every.due(done - self.place[1])
         self.place = (self.place[0], done)
         if done < self.steps and self.keeping.agreed(over):
-            self._checkpoint({name: variable.numpy() for name, variable in self._metrics().items()})
+            with self.keeping.devices.strategy.scope():  # the sums of all replicas
+                metrics = {name: variable.numpy() for name, variable in self._metrics().items()}
+            self._checkpoint(metrics)
             self.keeping.request.heed()
 
     def on_epoch_end(self, epoch, logs=None):

@@ -170,7 +170,7 @@ class RunDirectory:
             place: (epochs, batches of the next one) that are done. objects: {name: trackable}.
             metrics: {name: array}, what the epoch under way has come to.
             kept: how many checkpoints of the stage stay.
-        Raises: BadInput if it can't be written; those from before are as they were.
+        Raises: BadInput if it can't be written; those from before are as they were. TensorFlow's error if another worker is lost.
         """
         folder = self.written / "checkpoints" / stage
         aside, final = folder / ".partial", folder / "{:06d}_{:08d}".format(*place)
@@ -183,9 +183,7 @@ class RunDirectory:
             os.rename(aside, final)
         except (OSError, tf.errors.OpError) as error:
             shutil.rmtree(aside, ignore_errors=True)
-            if lost(error):
-                raise
-            raise _unwritten(final, error) from error
+            raise error if lost(error) else _unwritten(final, error) from error
         found = sorted(folder.glob("[0-9]*"))
         after = [path for path in found if path.name > final.name]  # passed over when the run was resumed
         for old in [*after, *[path for path in found if path.name <= final.name][:-kept]]:

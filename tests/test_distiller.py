@@ -10,6 +10,7 @@ from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
 from kerakd.modes import MODES
 from kerakd.quantizers import Interval
+from kerakd.recast import recast
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -325,6 +326,30 @@ def test_a_quantized_student_compiled_by_xla_trains_the_same(mode, weights):
     np.testing.assert_allclose(*losses, rtol=1e-4)
     np.testing.assert_allclose(last[0][0], last[1][0], rtol=1e-3)
     np.testing.assert_allclose(last[0][1], last[1][1], atol=0.05)  # an 8-bit step of the logits
+
+
+@pytest.mark.parametrize("mode", ["joint", "co_study", "trained_teacher"])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_in_half_precision_it_trains_nearly_the_same(mode, policy):
+    losses = []
+    for chosen in ("float32", policy):
+        student = scheme.quantize(net(1), scheme.Scheme(Interval(8), Interval(8)))
+        calibration.calibrate(student, X)
+        student, teacher = recast(student, chosen), recast(net(2), chosen)
+        model = taught(mode, student, teacher, activation_interval_optimizer=keras.optimizers.SGD(0.01))
+        losses.append(train(model, 3, 8))
+    half = policy == "mixed_float16"
+    every = (model.optimizer, model.activation_interval_optimizer, *([model.teacher_optimizer] if MODES[mode].teacher_learns else []))
+    assert {isinstance(one, keras.mixed_precision.LossScaleOptimizer) for one in every} == {half}
+    assert {one.iterations.numpy() for one in every} == {6}
+    for name, values in losses[0].items():
+        np.testing.assert_allclose(losses[1][name], values, rtol=0.02, atol=1e-3, err_msg=name)
+    assert {variable.dtype for variable in student.trainable_variables} == {tf.float32} and student(X).dtype == tf.float32
+
+
+def test_an_optimizer_for_a_teacher_that_comes_later_is_no_harm():
+    model = taught("alone", teacher_optimizer=keras.optimizers.SGD(0.1))
+    assert np.isfinite(train(model)["loss"]).all()
 
 
 # ---- Phases --------------------------------------------------------------------------------------------------------------------------------------

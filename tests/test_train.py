@@ -69,16 +69,10 @@ def uninterrupted(every_phase, tmp_path_factory):
     return directory
 
 
-def test_the_same_flags_give_the_same_run(uninterrupted, tmp_path):
-    status, out, err = run_program("kerakd.train", f"--flagfile={uninterrupted / 'flags.cfg'}", f"--workdir={tmp_path / 'again'}")
-    assert status == 0, out + err
-    assert_same_run(uninterrupted, tmp_path / "again")
-
-
-def test_a_killed_run_resumes_to_the_same_weights(every_phase, uninterrupted, tmp_path):
-    """Killed outright (SIGKILL) at three random moments of its training, in whatever stage and at whatever step of an epoch it is."""
+def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
+    """From another run's flags, killed outright (SIGKILL) at three random moments, in whatever stage and at whatever step of an epoch it is."""
     directory = tmp_path / "killed"
-    arguments = [*every_phase, f"--workdir={directory}", "--checkpoint_every=5"]
+    arguments = [f"--flagfile={uninterrupted / 'flags.cfg'}", f"--workdir={directory}", "--checkpoint_every=5"]
     seed = time.time_ns()
     print(f"killed at the moments of seed {seed}")  # shown where the test fails
     moments = random.Random(seed)
@@ -229,8 +223,8 @@ def test_an_ensemble_of_fixed_views_is_computed_once_also_by_a_run_that_is_kille
     assert {"teacher", "taught_0"} <= directory.results().keys()
 
 
-@pytest.mark.parametrize("extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",)], ids=lambda extra: extra[0])
-def test_several_steps_an_execution_and_xla_train_the_same(nets, trained, tmp_path, extra):
+@pytest.mark.parametrize("extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",), ("--mixed_precision=bfloat16",)], ids=lambda extra: extra[0])
+def test_several_steps_an_execution_xla_and_half_precision_train_the_same(nets, trained, tmp_path, extra):
     flags = f"--teacher={nets / 'teacher.keras'}", "--phase=co_study:2", "--batch_size=128"
     trained(*flags, f"--workdir={tmp_path / 'plain'}")
     trained(*flags, *extra, f"--workdir={tmp_path / 'other'}")
@@ -239,6 +233,8 @@ def test_several_steps_an_execution_and_xla_train_the_same(nets, trained, tmp_pa
     for a, b in zip(plain, other, strict=True):
         assert a.keys() == b.keys()
         assert (b["loss"], b["val_loss"]) == (pytest.approx(a["loss"], rel=5e-3), pytest.approx(a["val_loss"], rel=5e-3))
+    kept = [RunDirectory(tmp_path / "other").load_model(name) for name in ("taught_0", "taught_0_teacher")]
+    assert {layer.compute_dtype for model in kept for layer in model._flatten_layers()} == {"float32"}
 
 
 def test_two_teachers_each_with_its_own_values(nets, trained, tmp_path):

@@ -1,0 +1,43 @@
+"""Laws of recasting: the same network, other arithmetic, and back."""
+
+import numpy as np
+import pytest
+import tf_keras as keras
+
+from kerakd import models, scheme
+from kerakd.calibration import calibrate
+from kerakd.quantizers import Interval
+from kerakd.recast import recast
+
+L = keras.layers
+X = np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype(np.float32)
+
+
+def nested():
+    inner = keras.Sequential([L.Conv2D(4, 3, input_shape=(16, 16, 3)), L.BatchNormalization(), L.ReLU()])
+    x = keras.Input((16, 16, 3))
+    return keras.Model(x, L.Dense(5)(L.GlobalAveragePooling2D()(inner(x))))
+
+
+def student():
+    made = scheme.quantize(models.build("mobilenet_v2", (16, 16, 3), 5, 0.25, shallow=True), scheme.Scheme(Interval(4), Interval(4)))
+    calibrate(made, X)
+    return made
+
+
+@pytest.mark.parametrize("make", [nested, student])
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_a_network_computes_in_half_precision_and_comes_back_as_it_was(make, policy):
+    model = make()
+    half = recast(model, policy, synchronized=True)
+    layers = list(half._flatten_layers())
+    assert policy.removeprefix("mixed_") in {layer.compute_dtype for layer in layers}
+    assert half.outputs[0].dtype == half(X).dtype == "float32" and half.layers[-1].compute_dtype == "float32"
+    assert {weight.dtype.name for weight in half.weights if weight.dtype.is_floating} == {"float32"}
+    assert {layer.synchronized for layer in layers if isinstance(layer, L.BatchNormalization)} == {True}
+    np.testing.assert_allclose(half(X), model(X), atol=0.1)
+    back = recast(half)
+    assert back.get_config() == model.get_config()
+    np.testing.assert_array_equal(back(X), model(X))
+    for mine, theirs in zip(model.get_weights(), half.get_weights(), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
