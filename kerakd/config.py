@@ -8,7 +8,7 @@ import typing
 import tensorflow as tf
 from absl import flags
 
-from kerakd import augment, calibration, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import augment, augmenters, calibration, distiller, losses, models, optimizers, quantizers, scheme
 from kerakd.errors import BadInput
 from kerakd.modes import MODES
 from kerakd.teachers import VALUES, Teacher
@@ -36,6 +36,10 @@ class Config:
     synthetic: bool = _knob(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
     image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
     view: str = _knob("shift", "augmentation of the training images; with a slash FunMatch's, which say what the teacher sees", augment.BY_NAME)
+    augment: tuple = _knob(
+        (), "NAME[,ARGUMENT=VALUE]: an image augmentation of keras_cv after the view, as RandAugment,magnitude=0.3; those that mix "
+        "labels, as CutMix, where a frozen teacher alone says what is right; repeat it for more"
+    )
     mixup: bool = _knob(False, "mix each batch of a taught phase with its neighbours, the same for teacher and student: with same/ic, function matching")
     view_seed: typing.Optional[int] = _knob(None, "seed of order and views; not given: --seed and those after it, as of the weights")
     transfer_dataset: str = _knob("", "teach on this dataset's images, without labels; --dataset's calibrate, test, and train what is trained on labels")
@@ -133,6 +137,7 @@ class Config:
         self._check_phases()
         self._check_schedule()
         self._check_learning()
+        self._check_augment()
         self._check_labels()
         self._check_frozen()
         self.hints()
@@ -194,11 +199,21 @@ class Config:
                 f"--view: expected one that teacher and student share in phase {learns[0]!r}, received {self.view!r}; take same/ic, or one without a slash"
             )
 
+    def _check_augment(self):
+        """keras_cv's augmentations are of the pixels that everybody sees."""
+        view = augment.view(self.view)
+        for name, given in (("view", view.teacher or view.fixed), ("teacher_cache", self.teacher_cache), ("teacher", any(one.size for one in self.teachers()))):
+            if self.augment and given:
+                raise BadInput(
+                    f"--augment: expected a view of which teacher and student see the same pixels and no --teacher_cache, received --{name}="
+                    f"{getattr(self, name)}; an augmentation draws anew each time that it is asked"
+                )
+
     def _check_labels(self):
         """What images without labels, or mixed ones, can't teach."""
-        if self.soft_loss == "dkd" and (self.mixup or self.transfer_dataset):
-            raise BadInput("--soft_loss: expected one without labels beside --mixup or --transfer_dataset, received 'dkd'; take kl")
-        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset}
+        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset, "augment": augmenters.mixes(self.augment)}
+        if self.soft_loss == "dkd" and any(unlabelled.values()):
+            raise BadInput("--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'; take kl")
         for name in (name for name, given in unlabelled.items() if given):
             labels = [mode for mode, _ in self.phases() if not MODES[mode].teacher]
             if labels or any(MODES[mode].teacher_learns for mode, _ in self.phases()) or self.hard_weight != 0 or self.compare:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from kerakd import augment, data
+from kerakd.augmenters import augmenter, mixes
 from kerakd.cache import TeacherCache, fingerprint
 from kerakd.errors import BadInput
 from kerakd.rundir import write_aside
@@ -20,6 +21,7 @@ class Lessons:
     def __init__(self, config, directory, images, shape):
         self.config, self.directory, self.images, self.shape = config, directory, images, shape
         self.transfer = images  # what frozen teachers are asked about
+        self.augmenter = augmenter(config.augment, shape, config.seed) if config.augment else None
         if config.transfer_dataset:
             self.transfer = data.images_of(config.transfer_dataset, config.data_dir or None, config.synthetic, config.largest())
         for split in (self.images, self.transfer):
@@ -52,6 +54,8 @@ class Lessons:
         c, size = self.config, (size, size) if size else self.shape[:2]
         taught = {"teacher_sizes": [(one.size,) * 2 if one.size else self.shape[:2] for one in c.teachers()], "mixup": c.mixup} if frozen else {}
         images = self.transfer if frozen else self.images
+        if self.augmenter is not None and (frozen or not mixes(c.augment)):  # labels of mixed images are nobody's
+            taught["augmenter"] = self.augmenter
         order = {"batch_size": c.batch_size, "seed": self._seed(seed), "epochs": ended, "first_epoch": first}
         return data.training(images, view=c.view, size=size, **order, **taught, **extra)
 

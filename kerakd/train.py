@@ -407,6 +407,10 @@ def main():
     chief = keeping.devices.chief
     tf.config.experimental.enable_op_determinism()
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
+    keras.utils.set_random_seed(config.seed)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(config.seed))  # keras_cv's layers draw from it
+    if config.augment:
+        print("kerakd: --augment draws from streams: the same flags give the same run, but one that was resumed sees other views", file=sys.stderr)
     directory = RunDirectory(where["workdir"], own=chief)
     if chief:  # the others find a run that the chief has begun
         directory.check(config.text(), where["resume"], where["overwrite"])

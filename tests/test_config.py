@@ -149,7 +149,7 @@ def test_the_scheme_is_what_the_flags_say():
         ({**MATCHED, "hard_weight": 0.5}, "--mixup: .*received trained_teacher:3, --hard_weight=0.5"),
         ({**MATCHED, "hard_weight": 0.5, "phase": ("alone:1", "trained_teacher:1")}, "--mixup: .*received alone:1, trained_teacher:1, --hard_weight=0.5"),
         ({"hard_weight": 0.0}, "--hard_weight: expected more than 0 for a phase without a teacher"),
-        ({**MATCHED, "soft_loss": "dkd"}, "--soft_loss: expected one without labels beside --mixup or --transfer_dataset, received 'dkd'"),
+        ({**MATCHED, "soft_loss": "dkd"}, "--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'"),
         ({**MATCHED, "mixup": False, "transfer_dataset": "cifar10", "soft_loss": "dkd"}, "--soft_loss: expected one without labels"),
         ({"warmup_epochs": 3.0}, "--warmup_epochs: expected less than the 3 epochs that follow, received 3"),
         ({"warmup_epochs": 2.0, "phase": ("alone:2", "alone:9"), "restart": True}, "--warmup_epochs: expected less than the 2 epochs that follow"),

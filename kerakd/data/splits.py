@@ -205,6 +205,7 @@ def training(
     teacher_sizes=(),
     fixed_logits=None,
     places=False,
+    augmenter=None,
     part=(0, 1, 1),
 ):
     """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
@@ -220,6 +221,7 @@ def training(
         teacher_sizes: (height, width) of each teacher's views; none if all teachers see the student's pixels.
         fixed_logits: [count, teachers, classes] float32 of a view that is fixed, in the split's order.
         places: whether each batch says its place among the views, for a cache of logits.
+        augmenter: a function of a batch of views that all networks share, float32 [n, height, width, c], that gives such a batch.
         part: (worker, workers, replicas): of each batch the images of this worker alone, as so many batches one after the other, a replica's each.
     Returns: a tf.data.Dataset of (x, int64 [batch]), or (x,) for a split without labels. x is float32 [batch, height, width, c] in
         -1..1 or, where teachers are to see or say something else, {"student": that, "teachers": a tuple of the like,
@@ -253,6 +255,8 @@ def training(
             x, *label = taken
             if mixup:
                 x = {**x, **tf.nest.map_structure(lambda images: augment.mixup(images, tf.stack([key, -1 - number])), x)}
+            if augmenter is not None:
+                x["student"] = augmenter(x["student"])
             if places:
                 x["place"] = tf.stack([epoch, number])
             return (x["student"] if set(x) == {"student"} else x, *label)
