@@ -42,6 +42,7 @@ def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
         ([], "--dataset: expected a value"),
         (["--dataset=no_such_set"], "dataset: expected digits or a TFDS name"),
         (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
+        (["--dataset=digits", "--view=ind/rc", "--augment=CutMix"], "--augment: expected a view that teacher and student share, received 'ind/rc'"),
         (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
         (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),
         (["--dataset=digits", "--source=ftp"], "--source: expected one of|--source: expected tfds or packages"),

