@@ -5,11 +5,12 @@ import re
 import signal
 import time
 
+import numpy as np
 import tf_keras as keras
 
 from kerakd.checks import check_finite
 from kerakd.devices import Devices, devices
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, Diverged
 from kerakd.wrapper import intervals
 
 
@@ -127,6 +128,8 @@ class Keep(keras.callbacks.Callback):
         return {f"{metric.name} {k}": variable for metric in self.model.metrics for k, variable in enumerate(metric.variables)}
 
     def on_train_batch_end(self, batch, logs=None):
+        if not np.isfinite(logs["loss"]):  # where XLA left the step's own check out
+            raise Diverged(f"loss: expected a finite one, received {logs['loss']}; the training diverged: take a smaller learning rate")
         done = self.began + batch + 1  # several steps on, where an execution has several
         over = self.keeping.every.due(done - self.place[1])
         self.place = (self.place[0], done)

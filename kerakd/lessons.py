@@ -99,5 +99,6 @@ class Lessons:
             return np.load(self.directory.path / name, allow_pickle=False)
         views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views)
         logits = fixed_logits(teachers, views, per_image, self.transfer.count)
-        write_aside(self.directory.written / name, lambda aside: np.save(aside, logits))
+        with self.directory.writing(name) as path:
+            write_aside(path, lambda aside: np.save(aside, logits))
         return logits

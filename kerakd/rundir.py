@@ -1,5 +1,6 @@
 """The run directory: its flags, its metrics, its checkpoints, its models; everything written aside and renamed."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -106,13 +107,22 @@ class RunDirectory:
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
         return [json.loads(line) for line in lines if line.endswith("\n")]  # a line without its end was cut off when the run was
 
+    @contextlib.contextmanager
+    def writing(self, name):
+        """The path of a file to write. Raises: BadInput if it can't be written."""
+        path = self.written / name
+        try:
+            yield path
+        except OSError as error:
+            raise _unwritten(path, error) from error
+
     def keep_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
         for name in ("metrics.jsonl", "intervals.jsonl"):
-            path = self.written / name
             text = "".join(json.dumps(row) + "\n" for row in self._rows(name) if row["stage"] != stage or row["epoch"] < epochs)
-            if path.exists() and path.read_text() != text:
-                write_aside(path, lambda aside, text=text: aside.write_text(text))
+            with self.writing(name) as path:
+                if path.exists() and path.read_text() != text:
+                    write_aside(path, lambda aside, text=text: aside.write_text(text))
 
     def add_metrics(self, stage, epoch, values):
         """Adds a line. Raises: BadInput if it can't be written."""
@@ -125,12 +135,8 @@ class RunDirectory:
 
     def _add(self, name, stage, epoch, values):
         row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in values.items()}}
-        path = self.written / name
-        try:
-            with open(path, "a") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise _unwritten(path, error) from error
+        with self.writing(name) as path, open(path, "a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def model_path(self, name):
         return self.path / "models" / f"{name}.keras"
@@ -140,11 +146,8 @@ class RunDirectory:
 
     def save_model(self, name, model):
         """Raises: BadInput if it can't be written."""
-        path = self.written / "models" / self.model_path(name).name
-        try:
+        with self.writing(f"models/{name}.keras") as path:
             write_aside(path, lambda aside: model.save(aside))
-        except OSError as error:
-            raise _unwritten(path, error) from error
 
     def load_model(self, name):
         """Raises: BadInput if the run has no such model."""
@@ -161,7 +164,9 @@ class RunDirectory:
         return json.loads((self.path / "results.json").read_text())
 
     def save_results(self, results):
-        write_aside(self.written / "results.json", lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
+        """Raises: BadInput if it can't be written."""
+        with self.writing("results.json") as path:
+            write_aside(path, lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
 
     def checkpoint(self, stage, place, objects, metrics, kept=2):
         """Writes a checkpoint of `stage` and forgets all but the newest.

@@ -365,7 +365,8 @@ class Training:
                 self.train_stage(stage)
         self.keeping.request.heed()
         results = self.measure(stages)
-        report.curves(self.directory.metrics(), self.directory.written / "curves.png")
+        with self.directory.writing("curves.png") as path:
+            report.curves(self.directory.metrics(), path)
         self.directory.save_results(results)
         return results
 

@@ -143,7 +143,7 @@ directory, value = RunDirectory({str(claimed.path)!r}), tf.Variable(tf.ones([100
 directory.checkpoint("s", (1, 0), {{"value": value}}, {{}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-for write in (lambda: directory.checkpoint("s", (2, 0), {{"value": value}}, {{}}), lambda: directory.add_metrics("x" * 60_000, 0, {{}})):
+for write in (lambda: directory.checkpoint("s", (2, 0), {{"value": value}}, {{}}), lambda: directory.add_metrics("x" * 60_000, 0, {{}}), lambda: directory.save_results({{"x" * 60_000: 0}})):
     try:
         write()
     except BadInput as error:
@@ -152,7 +152,7 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 print(directory.restore("s", {{"value": value}})[0], directory.metrics())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.count("refused: --workdir: expected to write") == 2 and "(1, 0) []" in done.stdout, done.stdout + done.stderr
+    assert done.stdout.count("refused: --workdir: expected to write") == 3 and "(1, 0) []" in done.stdout, done.stdout + done.stderr
     assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000000"]
 
 
