@@ -37,8 +37,9 @@ class Config:
     image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
     view: str = _knob("shift", "augmentation of the training images; with a slash FunMatch's, which say what the teacher sees", augment.BY_NAME)
     augment: tuple = _knob(
-        (), "NAME[,ARGUMENT=VALUE]: an image augmentation of keras_cv after the view, as RandAugment,magnitude=0.3; those that mix "
-        "labels, as CutMix, where a frozen teacher alone says what is right; repeat it for more"
+        (),
+        "NAME[,ARGUMENT=VALUE]: an image augmentation of keras_cv after the view, as RandAugment,magnitude=0.3; those that mix "
+        "labels, as CutMix, where a frozen teacher alone says what is right; repeat it for more",
     )
     mixup: bool = _knob(False, "mix each batch of a taught phase with its neighbours, the same for teacher and student: with same/ic, function matching")
     view_seed: typing.Optional[int] = _knob(None, "seed of order and views; not given: --seed and those after it, as of the weights")

@@ -34,7 +34,8 @@ def test_all_networks_see_the_same_pixels_and_labels_stay():
 
 def test_the_sheet_shows_them():
     split, _ = data.load("cifar10", synthetic=True)
-    sheets = [program.sheet(split, "whole", (16, 16), augmenter=one) for one in (None, augmenter(("RandomCutout,height_factor=0.5,width_factor=0.5",), SHAPE, 0))]
+    cutout = augmenter(("RandomCutout,height_factor=0.5,width_factor=0.5",), SHAPE, 0)
+    sheets = [program.sheet(split, "whole", (16, 16), augmenter=one) for one in (None, cutout)]
     stored, *views = [axes.images[0].get_array() for axes in sheets[1].axes[:7]]
     np.testing.assert_array_equal(stored, sheets[0].axes[0].images[0].get_array())
     assert all((view != sheets[0].axes[1].images[0].get_array()).any() for view in views)

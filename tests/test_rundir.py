@@ -143,7 +143,12 @@ directory, value = RunDirectory({str(claimed.path)!r}), tf.Variable(tf.ones([100
 directory.checkpoint("s", (1, 0), {{"value": value}}, {{}})
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
-for write in (lambda: directory.checkpoint("s", (2, 0), {{"value": value}}, {{}}), lambda: directory.add_metrics("x" * 60_000, 0, {{}}), lambda: directory.save_results({{"x" * 60_000: 0}})):
+long = "x" * 60_000
+for write in (
+    lambda: directory.checkpoint("s", (2, 0), {{"value": value}}, {{}}),
+    lambda: directory.add_metrics(long, 0, {{}}),
+    lambda: directory.save_results({{long: 0}}),
+):
     try:
         write()
     except BadInput as error:

@@ -223,7 +223,9 @@ def test_an_ensemble_of_fixed_views_is_computed_once_also_by_a_run_that_is_kille
     assert {"teacher", "taught_0"} <= directory.results().keys()
 
 
-@pytest.mark.parametrize("extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",), ("--mixed_precision=bfloat16",)], ids=lambda extra: extra[0])
+@pytest.mark.parametrize(
+    "extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",), ("--mixed_precision=bfloat16",)], ids=lambda extra: extra[0]
+)
 def test_several_steps_an_execution_xla_and_half_precision_train_the_same(nets, trained, tmp_path, extra):
     flags = f"--teacher={nets / 'teacher.keras'}", "--phase=co_study:2", "--batch_size=128"
     trained(*flags, f"--workdir={tmp_path / 'plain'}")
