@@ -19,6 +19,7 @@ with kerakd.quiet.native_chatter_off():
 
     import kerakd
     from kerakd import models
+    from kerakd.carry import Carry
 
 CASES = {"resnet20": (128, 32, 10), "mobilenet_v2": (16, 224, 1000)}  # batch, side, classes
 
@@ -28,10 +29,11 @@ def step_function(model, images, labels):
     optimizer = keras.optimizers.SGD(1e-6, momentum=0.9)  # random labels teach nothing: what is timed must stay finite
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer.build(model.trainable_variables)
+    carry = Carry(model)  # as the Distiller does; there is nothing to carry in the other networks
 
     @tf.function
     def step():
-        with tf.GradientTape() as tape:
+        with tf.GradientTape() as tape, carry():
             loss = loss_of(labels, model(images, training=True))
         optimizer.minimize(loss, model.trainable_variables, tape=tape)
         return loss

@@ -8,6 +8,7 @@ import tf_keras as keras
 
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
+from kerakd.carry import Carry
 from kerakd.checks import check_labels, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
@@ -92,6 +93,7 @@ class Distiller(keras.Model):
         self.teachers = teachers
         self.temperature = temperature
         self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
+        self.carry = Carry(student)
         self.teacher_weights, self.ensemble, self.teacher_cache = weights, ensemble, teacher_cache
         if _replicas() > 1 and (teacher_cache is not None or soft_loss == "dist"):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
@@ -263,7 +265,9 @@ class Distiller(keras.Model):
         x = x if isinstance(x, dict) else {"student": x}
         replicas = _replicas()
         heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
-        with tf.GradientTape(persistent=True) as tape:
+        # replicas are traced in turns, and would meet each other's patches
+        carried = self.carry() if replicas == 1 else contextlib.nullcontext()
+        with tf.GradientTape(persistent=True) as tape, carried:
             logits, *mine = self.hints.student(x["student"], training=True) if theirs else [self.student(x["student"], training=True)]
             if self.mode.teacher_learns:
                 heard = [self.teachers[0](self._teacher_views(x)[0], training=True)]

@@ -49,7 +49,7 @@ def _inside(dy, x, ends):
     return dy * tf.cast((x >= ends[0]) & (x <= ends[1]), dy.dtype)
 
 
-def uniform(x, step, low, high, inverse=None):
+def uniform(x, step, low, high, inverse=None, carried=()):
     """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
 
     Forward:   y = step * round(clip(x / step, low, high)), halves to even.
@@ -65,6 +65,7 @@ def uniform(x, step, low, high, inverse=None):
         step: positive, () or [C].
         low, high: integers, the grid's ends.
         inverse: of a fixed step, where 1/step in float32 is not it.
+        carried: which terms of dstep are taken elsewhere (`carries`): "input", sum(dx * x), "output", sum(dy * y).
     Returns: [..., C].
     """
 
@@ -80,11 +81,22 @@ def uniform(x, step, low, high, inverse=None):
         def gradient(dy):
             dx = _inside(dy, x, ends)
             # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
-            return dx, (_sum_to(dy * y, step.shape) - _sum_to(dx * x, step.shape)) / step
+            dstep = tf.zeros_like(step) if "output" in carried else _sum_to(dy * y, step.shape)
+            return dx, (dstep if "input" in carried else dstep - _sum_to(dx * x, step.shape)) / step
 
         return y, gradient
 
     return forward(x, step)
+
+
+def carries(tensor, step, sign):
+    """`tensor` as it is; `step` () gets the gradient sign * sum(dtensor * tensor) / step, as if the tensor were proportional to step^sign."""
+
+    @tf.custom_gradient
+    def forward(tensor, step):
+        return tf.identity(tensor), lambda dy: (dy, sign * tf.reduce_sum(tf.cast(dy, step.dtype) * tf.cast(tensor, step.dtype)) / step)
+
+    return forward(tensor, step)
 
 
 @tf.custom_gradient

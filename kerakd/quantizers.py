@@ -75,7 +75,7 @@ class GridQuantizer(Quantizer):
         with enable_auto_cast_variables(None):  # grids are computed in float32 then, of float32 kernels and intervals
             x = tf.convert_to_tensor(inputs)
             x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
-            return tf.cast(self.quantize(x, weights), wanted)
+            return tf.cast(self.quantize(x, weights, **kwargs), wanted)
 
     def get_config(self):
         return dataclasses.asdict(self)
@@ -228,17 +228,16 @@ class Interval(GridQuantizer):
     def step(self, x, variables):
         return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
 
-    def quantize(self, x, variables):
-        step = self.step(x, variables)
-        if self.gradient_scale:
-            step = scaled_gradient(step, self._lsq_factor(x))
-        return uniform(x, step, *self.levels())
-
-    def _lsq_factor(self, x):
+    def quantize(self, x, variables, carried=()):
         count = tf.size(x) if self.narrow and self.signed else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
         if self.per_channel:
             count //= x.shape[-1]
-        return tf.cast(count * self.levels()[1], x.dtype) ** -0.5
+        return uniform(x, self.trained_step(x, variables, count), *self.levels(), carried=carried)
+
+    def trained_step(self, x, variables, count):
+        """`step` with the gradient that training gives it, for a quantizer of `count` values."""
+        step = self.step(x, variables)
+        return scaled_gradient(step, tf.cast(count * self.levels()[1], x.dtype) ** -0.5) if self.gradient_scale else step
 
     def calibrated(self, interval):
         return {"interval": interval}

@@ -122,10 +122,17 @@ class QuantizedLayer(QuantizeWrapperV2):
             self.layer.built = True
         super().build(input_shape)
 
+    carries = None  # what `Carry` has a kernel carry while it is used
+
     def call(self, inputs, training=None, **kwargs):
+        kept = self._weight_vars
+        if self.carries is not None:
+            carrying = [(kernel, lambda *args, quantizer=quantizer, **told: self.carries(quantizer(*args, **told)), v) for kernel, quantizer, v in kept]
+            object.__setattr__(self, "_weight_vars", carrying)
         try:
             return super().call(inputs, training=training, **kwargs)
         finally:
+            object.__setattr__(self, "_weight_vars", kept)
             self.quantize_config.set_quantize_weights(self.layer, [weight for weight, _, _ in self._weight_vars])
 
     @property
@@ -148,12 +155,14 @@ class QuantizedActivation(keras.layers.Layer):
         self.relu = relu
         self.bound = bound
 
+    carried = ()  # terms of the step's gradient that `Carry` takes elsewhere
+
     def build(self, input_shape):
         self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
         super().build(input_shape)
 
     def call(self, inputs, training=None):
-        return self.quantizer(inputs, training, self.quantizer_variables)
+        return self.quantizer(inputs, training, self.quantizer_variables, **({"carried": self.carried} if self.carried else {}))
 
     @property
     def step_size(self):

@@ -1,0 +1,82 @@
+"""Gradients of activation intervals without reading activations: their neighbours' small tensors know them already.
+
+The gradient of an interval's step s is (<dy, y> - <dx, x>) / s over the tensor x before its quantizer and y after it (`grids.uniform`): four
+large tensors read again, half of what quantizers cost a training step. But for z = conv(y, W), whatever is done with z,
+
+    <dy, y> = <dz, z> = <dW, W>            as z is linear in y and in W,
+    <dx, x> = <dgamma, gamma> + <dbeta, beta>   for x = BatchNorm, which is linear in both,
+
+and those gradients are there already, of a kernel's and of a channel's size. So where y is read by weighted layers alone, and where x
+comes from a BatchNorm that nobody else reads, the sums are taken there. They are the same but for the rounding of float32 sums.
+"""
+
+import contextlib
+import functools
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import graph
+from kerakd.grids import carries
+from kerakd.quantizers import Interval
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+
+
+class Carry:
+    """Where the sums of a student's activation intervals are taken while it is called within `with carry:`.
+
+    Args:
+        student: a quantized functional model; a float one has nothing to carry.
+    """
+
+    def __init__(self, student):
+        calls = graph.calls(student)
+        times = {}
+        for call in calls:
+            times[call.layer.name] = times.get(call.layer.name, 0) + 1
+        self.readers, self.norms = [], []  # [(quantizer's layer, its count of values, readers)], [(likewise, BatchNorm)]
+        for call in calls:
+            if isinstance(call.layer, QuantizedActivation) and times[call.layer.name] == 1 and _learned(call.layer):
+                self._add(call, times)
+
+    def _add(self, call, times):
+        shape = call.layer.input_shape[1:]
+        if None in shape:
+            return
+        step = functools.partial(_step, call.layer, tf.TensorShape(shape).num_elements())
+        (x,), (y,) = call.inputs, call.outputs
+        layers = [reader.layer for reader in y.readers]
+        if not y.is_output and all(isinstance(layer, QuantizedLayer) and layer.kernels and times[layer.name] == 1 for layer in layers):
+            self.readers.append((call.layer, step, layers))
+        norm = x.call.layer if x.call is not None and x.call.sole_reader is call else None
+        if isinstance(norm, keras.layers.BatchNormalization) and norm.scale and norm.center and times[norm.name] == 1:
+            self.norms.append((call.layer, step, norm))
+
+    @contextlib.contextmanager
+    def __call__(self):
+        """Within it the student's calls are traced so."""
+        with contextlib.ExitStack() as undo:
+            for layer, step, readers in self.readers:
+                _set(undo, layer, "carried", (*layer.carried, "output"))
+                for reader in readers:
+                    _set(undo, reader, "carries", functools.partial(carries, step=step(), sign=1))
+            for layer, step, norm in self.norms:
+                _set(undo, layer, "carried", (*layer.carried, "input"))
+                at = step()
+                for name in ("gamma", "beta"):
+                    _set(undo, norm, name, carries(tf.convert_to_tensor(getattr(norm, name)), at, sign=-1))
+            yield
+
+
+def _learned(layer):
+    return isinstance(layer.quantizer, Interval) and layer.quantizer.learned
+
+
+def _step(layer, count):
+    return layer.quantizer.trained_step(tf.zeros((), tf.float32), layer.quantizer_variables, count)
+
+
+def _set(undo, layer, name, value):
+    """Sets an attribute past Keras's tracking, until `undo` is left."""
+    undo.callback(object.__setattr__, layer, name, getattr(layer, name))
+    object.__setattr__(layer, name, value)

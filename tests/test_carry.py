@@ -1,0 +1,107 @@
+"""Laws of carried gradients: the same numbers as from the large tensors, wherever a network allows it, and nothing left behind."""
+
+import contextlib
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd import models, scheme
+from kerakd.calibration import calibrate
+from kerakd.carry import Carry
+from kerakd.quantizers import Interval, Pact, Ternary
+
+L = keras.layers
+X = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
+Y = np.arange(8) % 5
+
+
+W4 = A4 = Interval(4)
+
+
+def student(net, weights=W4, activations=A4):
+    made = scheme.quantize(net, scheme.Scheme(weights, activations))
+    calibrate(made, X)
+    random = np.random.default_rng(1)
+    for variable in made.trainable_variables:  # values that a trained network could have, with much that is clipped
+        if "gamma" in variable.name:
+            variable.assign(random.uniform(-1.5, 1.5, variable.shape))
+        elif "beta" in variable.name:
+            variable.assign(random.normal(size=variable.shape) * 0.2)
+        elif "activation_interval" in variable.name:
+            variable.assign(variable * 0.5)
+    return made
+
+
+def gradients(model, carried):
+    carry = Carry(model)
+
+    @tf.function
+    def run():
+        with tf.GradientTape() as tape, carry() if carried else contextlib.nullcontext():
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(Y, model(X, training=True)))
+        return loss, tape.gradient(loss, model.trainable_variables)
+
+    return run()
+
+
+def branches(norm=None):
+    """A value that a convolution and an addition read, one that two convolutions read, a pool between, an unnormalized convolution."""
+    norm = norm or L.BatchNormalization
+    x = keras.Input((16, 16, 3))
+    y = L.ReLU()(norm()(L.Conv2D(4, 3, padding="same", name="first")(x)))
+    a = L.ReLU()(norm()(L.Conv2D(4, 3, padding="same", name="a")(y)))
+    y = L.ReLU()(L.Add()([y, a]))
+    z = L.Add()([L.Conv2D(6, 1, name="b")(y), norm()(L.DepthwiseConv2D(3, padding="same", name="c")(L.Conv2D(6, 3, padding="same", name="d")(y)))])
+    z = L.MaxPooling2D()(L.ReLU(6.0)(z))
+    return keras.Model(x, L.Dense(5)(L.Flatten()(L.ReLU()(L.Conv2D(4, 3, name="e")(z)))))
+
+
+NETS = {
+    "resnet": lambda: models.build("resnet8", (16, 16, 3), 5, 0.5),
+    "mobilenet_v2": lambda: models.build("mobilenet_v2", (16, 16, 3), 5, 0.25, shallow=True),
+    "bit": lambda: models.build("bit_r50x1", (16, 16, 3), 5, 0.125, shallow=True),
+    "branches": branches,
+    "no gamma": lambda: branches(lambda: L.BatchNormalization(scale=False)),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_the_gradients_are_those_of_the_large_tensors(name, scaled):
+    model = student(NETS[name](), activations=Interval(4, gradient_scale=scaled))
+    (loss, plain), (same, carried) = gradients(model, False), gradients(model, True)
+    assert float(loss) == float(same)
+    largest = max(float(tf.abs(g)) for v, g in zip(model.trainable_variables, plain, strict=True) if "activation_interval" in v.name)
+    for variable, a, b in zip(model.trainable_variables, plain, carried, strict=True):
+        np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * largest if "interval" in variable.name else 1e-6, err_msg=variable.name)
+
+
+@pytest.mark.parametrize(("name", "readers", "norms"), [("resnet", 6, 9), ("mobilenet_v2", 5, 7), ("branches", 2, 3), ("no gamma", 2, 0)])
+def test_sums_are_carried_where_neighbours_know_them(name, readers, norms):
+    carry = Carry(student(NETS[name]()))
+    assert (len(carry.readers), len(carry.norms)) == (readers, norms)
+
+
+@pytest.mark.parametrize("activations", [Pact(4), Interval(4, learned=False)], ids=["pact", "fixed"])
+def test_other_quantizers_keep_their_own_gradients(activations):
+    carry = Carry(student(NETS["branches"](), Ternary(), activations))
+    assert not [layer for layer, *_ in carry.readers + carry.norms if layer.quantizer == activations]
+
+
+def test_nothing_is_left_behind():
+    model = student(branches())
+    carry = Carry(model)
+    before = [dict(vars(layer)) for layer in model._flatten_layers()]
+    with pytest.raises(ZeroDivisionError), carry():
+        model(X, training=False)
+        raise ZeroDivisionError
+    for layer, attributes in zip(model._flatten_layers(), before, strict=True):
+        assert {name: value for name, value in vars(layer).items() if name in ("gamma", "beta", "_weight_vars", "carries", "carried")}.keys() <= {
+            *attributes,
+            "carries",
+            "carried",
+        }
+        assert getattr(layer, "carried", ()) == () and getattr(layer, "carries", None) is None
+        assert all(vars(layer)[name] is attributes[name] for name in ("gamma", "beta", "_weight_vars") if name in attributes)
