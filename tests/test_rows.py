@@ -20,12 +20,12 @@ def zoo(name, side=16, width=1 / 16):
     return lambda: models.build(name, (side, side, 3), CLASSES, width)
 
 
-def bit():
+def bit(name="bit_r50x1", width=1 / 16):
     """BiT with a head as training leaves it: a fresh one is zero, and ten steps of 1e-4 do not take it off code 0 of its 8 bits.
 
     On images of 32 pixels its last groups would be of one value each, which GroupNorm makes 0.
     """
-    net = models.build("bit_r50x1", (64, 64, 3), CLASSES, 1 / 16)
+    net = models.build(name, (64, 64, 3), CLASSES, width)
     net.layers[-1].kernel.assign(tf.random.stateless_normal(net.layers[-1].kernel.shape, (1, 2)) / 8)
     return net
 
@@ -135,6 +135,7 @@ NETS = {
     "efficientnet_b0": zoo("efficientnet_b0"),
     "efficientnet_lite0": zoo("efficientnet_lite0"),
     "bit_r50x1": bit,
+    "bit_r152x2": lambda: bit("bit_r152x2", 1 / 32),
     "Keras ResNet50": application("ResNet50"),
     "Keras ResNet50V2": application("ResNet50V2"),
     "Keras MobileNetV2": application("MobileNetV2", alpha=0.35),
@@ -154,6 +155,8 @@ NETS = {
     "conv 1d": conv_1d,
     "layer norm": layer_norm,
 }
+ELSEWHERE = {"resnet8", "resnet8v2", "resnet18", "mobilenet_v2"}  # in test_models.py
+NETS |= {name: zoo(name, 32 if name in ("resnet34", "resnet101", "resnet152") else 16) for name in models.BY_NAME if name not in {*NETS, *ELSEWHERE}}
 PIXELS = ("Keras MobileNetV3Small", "Keras EfficientNetB0", "rescaled", "transfer")  # and keras_cv: these take 0..255
 SCHEMES = {"W4A4": kerakd.Scheme(Interval(4), Interval(4)), "ternary-A8": kerakd.Scheme(Ternary(), Interval(8))}
 FAST = {"rescaled", "padded", "gated", "hard swish by operators", "conv 1d", "layer norm"}  # the others take 5 to 150 s
