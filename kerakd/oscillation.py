@@ -63,8 +63,7 @@ class Watch(tf.Module):
         if replica is None or replica.num_replicas_in_sync == 1:
             self._update(threshold)
         else:  # once for all replicas, whose weights are the same
-            first = lambda strategy, threshold: self._update(strategy.experimental_local_results(threshold)[0])  # noqa: E731
-            replica.merge_call(first, (threshold,))
+            replica.merge_call(lambda strategy, given: self._update(strategy.experimental_local_results(given)[0]), (threshold,))
 
     def _update(self, threshold):
         for (kernel, quantizer, variables), state in zip(self.watched, self.states, strict=True):
