@@ -16,23 +16,21 @@ BYTES = (0, 255)
 
 
 def parse(text):
-    """(name, {argument: value}) of "NAME[,argument=value]". Raises: BadInput for another form, values that are no Python literals."""
-    name, *given = text.split(",")
-    arguments = {}
-    for part in given:
-        key, equals, value = part.partition("=")
-        try:
-            arguments[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            equals = ""
-        if not equals:
-            raise BadInput(f"--augment: expected NAME[,ARGUMENT=NUMBER], as RandAugment,magnitude=0.3, received {text!r}")
+    """(name, {argument: value}) of "NAME[,argument=value]"; a value is a Python literal or a bare word. Raises: BadInput for another form."""
+    name, _, given = text.partition(",")
+    try:
+        call = ast.parse(f"f({given})", mode="eval").body
+        arguments = {one.arg: one.value.id if isinstance(one.value, ast.Name) else ast.literal_eval(one.value) for one in call.keywords}
+    except (ValueError, SyntaxError, AttributeError):
+        call = None
+    if call is None or call.args or None in arguments:
+        raise BadInput(f"--augment: expected NAME[,ARGUMENT=VALUE], as RandAugment,magnitude=0.3 or RandomFlip,mode=horizontal, received {text!r}")
     return name, arguments
 
 
-def mixes(texts):
-    """Whether one of the augmentations makes images of several labels."""
-    return any(parse(text)[0] in MIXING for text in texts)
+def mixes(text):
+    """Whether an augmentation makes images of several labels."""
+    return parse(text)[0] in MIXING
 
 
 def augmenter(texts, shape, seed):

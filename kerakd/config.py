@@ -13,6 +13,8 @@ from kerakd.errors import BadInput
 from kerakd.modes import MODES
 from kerakd.teachers import VALUES, Teacher
 
+HALVES = ("bfloat16", "float16")
+
 
 def _knob(default, help, choices=None, file=False):
     """file: whether the flag takes a model file beside its choices."""
@@ -22,9 +24,6 @@ def _knob(default, help, choices=None, file=False):
 def is_file(name):
     """Whether a network is that of a model file rather than one by name."""
     return name.endswith((".keras", ".h5"))
-
-
-HALVES = ("bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +211,7 @@ class Config:
 
     def _check_labels(self):
         """What images without labels, or mixed ones, can't teach."""
-        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset, "augment": augmenters.mixes(self.augment)}
+        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset, "augment": any(map(augmenters.mixes, self.augment))}
         if self.soft_loss == "dkd" and any(unlabelled.values()):
             raise BadInput("--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'; take kl")
         for name in (name for name, given in unlabelled.items() if given):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import sys
 import urllib.parse
@@ -16,22 +17,20 @@ NAMES = ("none", "mirrored", "multi_worker", "tpu")
 class Devices:
     """A strategy and this process's place among the workers.
 
-    replicas: how many copies of a network learn at once, each from its part of a batch. worker: the number of this process
-    among `workers`; the chief, number 0, alone writes a run's directory.
+    replicas: how many copies of a network learn at once, each from its part of a batch. distributed: whether the strategy is one in
+    whose scope networks have to be made. worker: the number of this process among `workers`; the chief, number 0, alone writes a run's
+    directory.
     """
 
     def __init__(self, strategy, worker=0, workers=1):
         self.strategy, self.worker, self.workers = strategy, worker, workers
         self.replicas = strategy.num_replicas_in_sync
+        self.distributed = strategy is not tf.distribute.get_strategy()
         self._max = None
 
     @property
     def chief(self):
         return self.worker == 0
-
-    @property
-    def several(self):
-        return self.replicas > 1
 
     def largest(self, number):
         """The largest of the numbers, int, that the workers give here; each has to ask, so that it is a barrier as well."""
@@ -48,14 +47,14 @@ class Devices:
 
     def split(self, make):
         """What `fit` takes of the batches of `make(worker, workers, replicas of a worker)`, a dataset of batches for one replica after the other."""
-        if not self.several:
+        if not self.distributed:
             return make(0, 1, 1)
         return self.strategy.distribute_datasets_from_function(lambda context: make(self.worker, self.workers, self.replicas // self.workers))
 
     def check_batch(self, size):
         """Raises: BadInput for a batch that can't be dealt out evenly."""
         if size % self.replicas:
-            raise BadInput(f"--batch_size: expected a multiple of {self.replicas}, the replicas that share a batch, received {size}")
+            raise BadInput(f"--batch_size: expected a multiple of {self.replicas}, the replicas that share a batch, received {size}; take another")
 
 
 def lost(error):
@@ -73,6 +72,8 @@ def devices(name="none", count=0, address=""):
         address: of "tpu": its name or grpc:// address; "local" on a TPU VM.
     Raises: BadInput for more devices than there are, a TF_CONFIG that is missing or no such thing, a TPU that is not there.
     """
+    if count < 0:
+        raise BadInput(f"--devices: expected 0 or more, received {count}")
     if count and name != "mirrored":
         raise BadInput(f"--devices: expected 0 with --distribute={name}, received {count}; it says how many devices --distribute=mirrored takes")
     if address and name != "tpu":
@@ -90,6 +91,8 @@ def _mirrored(count):
     there = tf.config.list_physical_devices("GPU")
     if count > len(there) > 0:
         raise BadInput(f"--devices: expected at most {len(there)}, the GPUs of this machine, received {count}")
+    if len(there) == 1 or count == 1 and there:
+        return _one()
     if there:
         return Devices(tf.distribute.MirroredStrategy([f"GPU:{k}" for k in range(count or len(there))]))
     cores = os.cpu_count()
@@ -113,18 +116,24 @@ def _multi_worker():
     text = os.environ.get("TF_CONFIG", "")
     try:
         given = json.loads(text)
-        workers, kind, index = given["cluster"]["worker"], given["task"]["type"], given["task"]["index"]
-        sound = set(given["cluster"]) == {"worker"} and kind == "worker" and isinstance(index, int) and 0 <= index < len(workers)
-        sound = sound and isinstance(workers, list) and all(isinstance(one, str) and ":" in one for one in workers)
-    except (ValueError, KeyError, TypeError):
+        cluster, place = given["cluster"], (given["task"]["type"], given["task"]["index"])
+        addresses = [one for kind in ("chief", "worker") for one in cluster.get(kind, [])]
+        workers = [(kind, index) for kind in ("chief", "worker") for index in range(len(cluster.get(kind, [])))]  # a chief is the first of them
+        sound = set(cluster) <= {"chief", "worker"} and place in workers and len(cluster.get("chief", [])) <= 1
+        sound = sound and all(re.fullmatch(r".+:\d+", one) for one in addresses)
+    except (ValueError, KeyError, TypeError, AttributeError):
         sound = False
     if not sound:
         raise BadInput(f"TF_CONFIG: expected workers and the place of this one, as {_EXAMPLE}, received {text!r}; set it in each worker's environment")
     if len(workers) == 1:
         raise BadInput("TF_CONFIG: expected two workers or more with --distribute=multi_worker, received one; take --distribute=mirrored or none")
-    if index == 0:
-        print(f"kerakd: worker 0 of {len(workers)}, waiting for the others", file=sys.stderr)
-    return Devices(tf.distribute.MultiWorkerMirroredStrategy(), index, len(workers))
+    number = workers.index(place)
+    print(f"kerakd: worker {number} of {len(workers)}, waiting for the others", file=sys.stderr, flush=True)
+    try:
+        return Devices(tf.distribute.MultiWorkerMirroredStrategy(), number, len(workers))
+    except tf.errors.OpError as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"TF_CONFIG: expected to serve at {addresses[number]} and to reach the others, received an error ({said[:200]})") from error
 
 
 def _tpu(address):

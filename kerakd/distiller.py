@@ -95,14 +95,15 @@ class Distiller(keras.Model):
         self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
         self.carry = Carry(student)
         self.teacher_weights, self.ensemble, self.teacher_cache = weights, ensemble, teacher_cache
-        if _replicas() > 1 and (teacher_cache is not None or soft_loss == "dist"):
+        if _replicas() > 1 and (teacher_cache is not None or self.soft_loss is losses.dist):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
-            raise BadInput(f"{given}: expected another under a strategy of {_replicas()} replicas, received {soft_loss!r} or a cache; both need a whole batch")
+            raise BadInput(f"{given}: expected none or another under a strategy of {_replicas()} replicas, received one that needs a whole batch")
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
+        self._loss_scaled = []
         self.distribute_reduction_method = "first"  # of the results of a step, which all replicas agree on; Keras would add those of workers up
         self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss", "oscillating")}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
@@ -172,14 +173,25 @@ class Distiller(keras.Model):
         self.weight_interval_optimizer = self._scaled(weight_interval_optimizer)
         self.activation_interval_optimizer = self._scaled(activation_interval_optimizer)
 
+    @property
+    def optimizers(self):
+        """{name: optimizer} of those that `compile` was given."""
+        names = ("optimizer", "teacher_optimizer", "weight_interval_optimizer", "activation_interval_optimizer")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     def _scaled(self, optimizer):
         """An optimizer, with a loss scale where layers compute in float16, in which small gradients are 0 (Micikevicius et al. 2018)."""
         if optimizer is None:
             return None
         optimizer = keras.optimizers.get(optimizer)
         half = any(layer.compute_dtype == "float16" for model in (self.student, *self.teachers) for layer in model._flatten_layers())
-        scaled = isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer)
-        return keras.mixed_precision.LossScaleOptimizer(optimizer) if half and not scaled else optimizer
+        if not half or isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
+            return optimizer
+        known = [one for one in self._loss_scaled if one.inner_optimizer is optimizer]  # Keras wraps an optimizer only once
+        if not known:
+            known = [keras.mixed_precision.LossScaleOptimizer(optimizer)]
+            self._loss_scaled += known
+        return known[0]
 
     def call(self, inputs, training=None):
         with self._ops():
@@ -201,14 +213,16 @@ class Distiller(keras.Model):
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        self._create_variables(x, y)
+        with self.distribute_strategy.scope():
+            self._create_variables(x, y)
         with self._explained():
             return super().fit(x, y, *args, **kwargs)
 
     def _create_variables(self, x, y):
         """Those of optimizers and metrics, where labels are known: a step that creates variables is traced twice, which takes seconds."""
-        if isinstance(x, tf.data.Dataset):
+        if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
             y = x.element_spec[1] if isinstance(x.element_spec, tuple) and len(x.element_spec) > 1 else None
+            y = getattr(y, "_value_specs", [y])[0]  # of the first replica
         if not self.compiled or not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
             return
         learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer and self.teachers else [])
@@ -279,8 +293,11 @@ class Distiller(keras.Model):
             if self.dampening is not None:
                 loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
             teacher_loss = self._teacher_loss(y, heard, logits, sample_weight) if self.mode.teacher_learns else None
+            total = loss if teacher_loss is None else loss + teacher_loss
             shares = [value if value is None or replicas == 1 else value / replicas for value in (loss, teacher_loss)]  # gradients are summed
-        with tf.control_dependencies([tf.debugging.check_numerics(loss if teacher_loss is None else loss + teacher_loss, _LOSS)]):
+        if replicas > 1:  # a loss that is not finite in one of them stops all, and at the same step
+            total = tf.distribute.get_replica_context().all_reduce("SUM", total)
+        with tf.control_dependencies([tf.debugging.check_numerics(total, _LOSS)]):
             for optimizer, variables in self._groups():
                 optimizer.minimize(shares[0], variables, tape=tape)
             if teacher_loss is not None:

@@ -9,4 +9,7 @@ class BadInput(ValueError):
 
 
 class Diverged(BadInput):
-    """Raised where the loss of a training step, or a weight or interval that it reads, is not a finite number; the step changes no trained weight."""
+    """Raised where the loss of a training step, or a weight or interval that it reads, is not a finite number.
+
+    The step changes no trained weight, unless XLA compiled it, which leaves such checks out.
+    """

@@ -39,11 +39,6 @@ class StopRequest:
             raise Stopped(number)
         self.number = number
 
-    def heed(self):
-        """Raises: Stopped if it was asked for."""
-        if self.number is not None:
-            raise Stopped(self.number)
-
 
 class Every:
     """An interval: "500" steps, "90s" or "10min".
@@ -68,6 +63,11 @@ class Every:
         return self.done >= self.steps if self.steps else time.monotonic() - self.started >= self.seconds
 
 
+def _heed(agreed):
+    if agreed > 1:
+        raise Stopped(agreed)
+
+
 @dataclasses.dataclass
 class Keeping:
     """How a run is kept. every: between checkpoints within an epoch. kept: how many checkpoints of a stage stay. request: to stop.
@@ -81,10 +81,12 @@ class Keeping:
     devices: Devices = dataclasses.field(default_factory=devices)
 
     def agreed(self, over=False):
-        """Whether a checkpoint is due, by the interval of any worker or a signal to any, which is then this one's request too."""
-        asked = self.devices.largest(self.request.number or int(over))
-        self.request.number = asked if asked > 1 else None
-        return bool(asked)
+        """What all workers do now: 0, go on; 1, keep a checkpoint, as the interval of one is over; the signal that one received: keep one and stop."""
+        return self.devices.largest(self.request.number or int(over))
+
+    def heed(self):
+        """Raises: Stopped if any worker was asked to."""
+        _heed(self.agreed())
 
 
 def random_states(model):
@@ -106,7 +108,7 @@ class Keep(keras.callbacks.Callback):
     def __init__(self, directory, stage, objects, *, steps, last, place, metrics, keeping):
         super().__init__()
         self.directory, self.stage, self.objects, self.steps, self.last = directory, stage, objects, steps, last
-        self.place, self.resumed, self.keeping = place, (place, metrics), keeping
+        self.place, self.resumed, self.keeping, self.agreed = place, (place, metrics), keeping, 0
 
     def on_train_begin(self, logs=None):
         self.keeping.request.training = True
@@ -133,20 +135,25 @@ class Keep(keras.callbacks.Callback):
         done = self.began + batch + 1  # several steps on, where an execution has several
         over = self.keeping.every.due(done - self.place[1])
         self.place = (self.place[0], done)
-        if done < self.steps and self.keeping.agreed(over):
+        agreed = self.keeping.agreed(over) if done < self.steps else 0
+        if agreed:
             with self.keeping.devices.strategy.scope():  # the sums of all replicas
                 metrics = {name: variable.numpy() for name, variable in self._metrics().items()}
             self._checkpoint(metrics)
-            self.keeping.request.heed()
+            _heed(agreed)
 
     def on_epoch_end(self, epoch, logs=None):
         self.directory.add_metrics(self.stage, epoch, logs)
         self.directory.add_intervals(self.stage, epoch, intervals(self.model.student))
         self.place = (epoch + 1, 0)
-        self.keeping.agreed()
         if epoch + 1 < self.last:
+            self.agreed = self.keeping.agreed()
             self._checkpoint({})
-            self.model.stop_training = self.keeping.request.number is not None  # other callbacks are to see the epoch's end first
+            self.model.stop_training = self.agreed > 1  # other callbacks are to see the epoch's end first
+
+    def heed(self):
+        """After `fit`. Raises: Stopped if that is why it ended."""
+        _heed(self.agreed)
 
     def _checkpoint(self, metrics):
         """Raises: Diverged rather than keep what is not finite."""

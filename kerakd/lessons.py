@@ -21,7 +21,9 @@ class Lessons:
     def __init__(self, config, directory, images, shape):
         self.config, self.directory, self.images, self.shape = config, directory, images, shape
         self.transfer = images  # what frozen teachers are asked about
-        self.augmenter = augmenter(config.augment, shape, config.seed) if config.augment else None
+        self.fixed_logits = None
+        plain = [text for text in config.augment if not mixes(text)]  # for phases on labels: those of mixed images are nobody's
+        self.augmenters = {frozen: augmenter(texts, shape, config.seed) if texts else None for frozen, texts in ((True, config.augment), (False, plain))}
         if config.transfer_dataset:
             self.transfer = data.images_of(config.transfer_dataset, config.data_dir or None, config.synthetic, config.largest())
         for split in (self.images, self.transfer):
@@ -54,8 +56,7 @@ class Lessons:
         c, size = self.config, (size, size) if size else self.shape[:2]
         taught = {"teacher_sizes": [(one.size,) * 2 if one.size else self.shape[:2] for one in c.teachers()], "mixup": c.mixup} if frozen else {}
         images = self.transfer if frozen else self.images
-        if self.augmenter is not None and (frozen or not mixes(c.augment)):  # labels of mixed images are nobody's
-            taught["augmenter"] = self.augmenter
+        taught["augmenter"] = self.augmenters[frozen]
         order = {"batch_size": c.batch_size, "seed": self._seed(seed), "epochs": ended, "first_epoch": first}
         return data.training(images, view=c.view, size=size, **order, **taught, **extra)
 
@@ -70,9 +71,9 @@ class Lessons:
         return data.indices(self.transfer if frozen else self.images, self._seed(seed), epoch, batch, self.config.batch_size)
 
     def heard(self, distiller, seed, first, ended, **extra):
-        """`views` of a phase with frozen teachers, with what is known of their logits. Raises: BadInput for a cache that they contradict."""
+        """`views` of a phase with frozen teachers, after `prepare`, with what is known of their logits. Raises: BadInput for a cache that they contradict."""
         if augment.view(self.config.view).fixed:
-            return self.views(seed, first, ended, frozen=True, fixed_logits=self._fixed(distiller.teachers), **extra)
+            return self.views(seed, first, ended, frozen=True, fixed_logits=self.fixed_logits, **extra)
         if distiller.teacher_cache is None:
             return self.views(seed, first, ended, frozen=True, **extra)
         views = distiller.teacher_cache.join(self.views(seed, first, ended, frozen=True, places=True, **extra))
@@ -92,13 +93,15 @@ class Lessons:
         shape = (c.batch_size, len(teachers), self.images.classes)
         return TeacherCache(f"{c.teacher_cache}/seed_{seed}", made_from, self.batches(True), shape)
 
-    def _fixed(self, teachers):
-        """The teachers' logits on views that never change, from the run directory if they are there."""
+    def prepare(self, teachers):
+        """Has frozen teachers say what can be said once: their logits on views that never change, which are in the run directory if they were asked before."""
         name, c = "fixed_logits.npy", self.config
+        if not augment.view(c.view).fixed or self.fixed_logits is not None:
+            return
         if (self.directory.path / name).exists():
-            return np.load(self.directory.path / name, allow_pickle=False)
+            self.fixed_logits = np.load(self.directory.path / name, allow_pickle=False)
+            return
         views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views)
-        logits = fixed_logits(teachers, views, per_image, self.transfer.count)
+        self.fixed_logits = fixed_logits(teachers, views, per_image, self.transfer.count)
         with self.directory.writing(name) as path:
-            write_aside(path, lambda aside: np.save(aside, logits))
-        return logits
+            write_aside(path, lambda aside: np.save(aside, self.fixed_logits))

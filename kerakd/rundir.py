@@ -109,12 +109,12 @@ class RunDirectory:
 
     @contextlib.contextmanager
     def writing(self, name):
-        """The path of a file to write. Raises: BadInput if it can't be written."""
+        """The path of a file or folder to write. Raises: BadInput if it can't be written; TensorFlow's error if another worker is lost."""
         path = self.written / name
         try:
             yield path
-        except OSError as error:
-            raise _unwritten(path, error) from error
+        except (OSError, tf.errors.OpError) as error:
+            raise error if lost(error) else _unwritten(path, error) from error
 
     def keep_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
@@ -179,16 +179,14 @@ class RunDirectory:
         """
         folder = self.written / "checkpoints" / stage
         aside, final = folder / ".partial", folder / "{:06d}_{:08d}".format(*place)
-        try:
+        with self.writing(f"checkpoints/{stage}/{final.name}"), contextlib.ExitStack() as undo:
+            undo.callback(shutil.rmtree, aside, ignore_errors=True)
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             tf.train.Checkpoint(**objects).write(str(aside / "state"))
             np.savez(aside / "metrics.npz", **metrics)
             shutil.rmtree(final, ignore_errors=True)
             os.rename(aside, final)
-        except (OSError, tf.errors.OpError) as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise error if lost(error) else _unwritten(final, error) from error
         found = sorted(folder.glob("[0-9]*"))
         after = [path for path in found if path.name > final.name]  # passed over when the run was resumed
         for old in [*after, *[path for path in found if path.name <= final.name][:-kept]]:
@@ -205,7 +203,8 @@ class RunDirectory:
         found = sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True)
         fresh = self.written / "checkpoints" / stage / ".fresh"
         if found:  # one that matches in part moves what it matches
-            tf.train.Checkpoint(**objects).write(str(fresh / "state"))
+            with self.writing(f"checkpoints/{stage}/.fresh"):
+                tf.train.Checkpoint(**objects).write(str(fresh / "state"))
         for folder in found:
             try:
                 place = tuple(int(number) for number in folder.name.split("_"))

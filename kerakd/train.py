@@ -59,7 +59,11 @@ class Training:
         self.config, self.directory, self.keeping = config, directory, keeping or Keeping()
         self.devices = self.keeping.devices
         self.check_devices()
+        if not self.devices.chief:
+            self.devices.largest(0)  # the chief prepares what there is to prepare
         self.train, self.test = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
+        if self.devices.chief:
+            self.devices.largest(0)
         self.shape = self.train.image_shape(config.size())
         self._tests = {}
         self.lessons = Lessons(config, directory, self.train, self.shape)
@@ -94,10 +98,11 @@ class Training:
     def check_devices(self):
         """Several replicas can share this run's batches."""
         c, several = self.config, self.devices.replicas
-        if c.batch_size % several:
-            raise BadInput(f"--batch_size: expected a multiple of {several}, the replicas that share a batch, received {c.batch_size}")
-        if several > 1 and (c.teacher_cache or c.soft_loss == "dist"):
-            raise BadInput(f"--{'teacher_cache' if c.teacher_cache else 'soft_loss'}: expected another with {several} replicas; it needs whole batches")
+        self.devices.check_batch(c.batch_size)
+        refused = {"teacher_cache": c.teacher_cache, "soft_loss": c.soft_loss == "dist", "jit_compile": c.jit_compile}
+        for name in (name for name, given in refused.items() if several > 1 and given):
+            needs = "steps that XLA compiles are of one device" if name == "jit_compile" else "it needs whole batches"
+            raise BadInput(f"--{name}: expected none or another with {several} replicas, received {getattr(c, name)}; {needs}")
 
     def check_teachers(self, student):
         """Every teacher can be had, and its views can be made."""
@@ -183,14 +188,7 @@ class Training:
             steps_per_execution=c.steps_per_execution,
             **(self.medicine(sum(self.steps(stage.phases))) if quantized else {}),
         )
-        scaled = {
-            "optimizer": distiller.optimizer,
-            "teacher_optimizer": distiller.teacher_optimizer,
-            "kernel_interval": distiller.weight_interval_optimizer,
-            "activation_interval": distiller.activation_interval_optimizer,
-        }
-        made = {name: scaled[name] for name in made}
-        return made if distiller.watch is None else {**made, "watch": distiller.watch}
+        return distiller.optimizers if distiller.watch is None else {**distiller.optimizers, "watch": distiller.watch}
 
     def medicine(self, steps):
         """The arguments of `compile` for kernels that oscillate."""
@@ -209,6 +207,7 @@ class Training:
         networks = stage.make()
         with self.devices.strategy.scope():
             student, teachers = self.placed(*networks)
+            del networks
             distiller = self.distiller(stage, student, teachers)
             objects = {"student": student, **self.compile(distiller, stage, quantized)}
         learns = any(MODES[mode].teacher_learns for mode, _ in stage.phases)
@@ -246,13 +245,13 @@ class Training:
 
     def placed(self, student, teachers):
         """Networks as the devices train them."""
-        if self.config.mixed_precision or self.devices.several:
-            student, *teachers = (recast(model, self.config.policy(), self.devices.several) for model in (student, *teachers))
+        if self.config.mixed_precision or self.devices.distributed:
+            student, *teachers = (recast(model, self.config.policy(), self.devices.distributed) for model in (student, *teachers))
         return student, teachers
 
     def trained(self, model):
         """A network as the run keeps it."""
-        return recast(model) if self.config.mixed_precision or self.devices.several else model
+        return recast(model) if self.config.mixed_precision or self.devices.distributed else model
 
     def distiller(self, stage, student, teachers):
         c = self.config
@@ -267,6 +266,7 @@ class Training:
         """Trains epochs first..ended-1; the first from a batch on, when that had come to `metrics`. Raises: Diverged, saying where."""
         c, total, frozen = self.config, sum(epochs for _, epochs in stage.phases), distiller.mode.frozen_teacher
         if frozen:
+            self.lessons.prepare(distiller.teachers)
             make = functools.partial(self.lessons.heard, distiller, stage.seed, first, ended, first_batch=batch)
         else:
             make = functools.partial(self.lessons.views, stage.seed, first, ended, size=stage.size, first_batch=batch)
@@ -282,7 +282,7 @@ class Training:
             keeping=self.keeping,
         )
         optimizers = {name: one for name, one in objects.items() if isinstance(one, keras.optimizers.Optimizer)}
-        scalars = Scalars(self.directory.written / "tensorboard" / stage.name, optimizers)
+        scalars = Scalars(self.directory, stage.name, optimizers)
         callbacks = [keep, scalars, Progress(stage.title, steps, c.batch_size, first * steps + batch, total)]
         if c.batchnorm_batches:
             after = functools.partial(self.lessons.after, stage.seed, frozen=frozen, size=stage.size)
@@ -301,8 +301,7 @@ class Training:
             raise Diverged(f"{error}; {self.where(distiller, stage, keep.place, frozen)}") from error
         finally:
             self.keeping.request.training = False
-        if keep.place[0] < total:
-            self.keeping.request.heed()
+        keep.heed()
 
     def where(self, distiller, stage, place, frozen):
         """What is known of a step that diverged."""
@@ -318,6 +317,7 @@ class Training:
             networks |= {f"teacher {k}": (net, x.get("teachers", [x["student"]] * (k + 1))[k]) for k, net in enumerate(distiller.teachers)}
         found = {who: first_not_finite(net, images) for who, (net, images) in networks.items()}
         layers = "; ".join(f"first in {layer} of the {who}" for who, layer in found.items() if layer) or "in the loss itself"
+        layers += " (of the batch as --augment draws it anew)" if self.config.augment else ""
         indices = self.lessons.indices(stage.seed, epoch, batch, frozen)
         images = ", ".join(map(str, indices[:8])) + (f" ... ({len(indices)} in all)" if len(indices) > 8 else "")
         among = f" or one of the {self.config.steps_per_execution - 1} after it" if self.config.steps_per_execution > 1 else ""
@@ -360,10 +360,10 @@ class Training:
         """Trains what is not trained yet; returns {stage: test accuracy}."""
         stages = self.stages()
         for stage in stages:
-            self.keeping.request.heed()
+            self.keeping.heed()
             if not self.directory.has_model(stage.name):
                 self.train_stage(stage)
-        self.keeping.request.heed()
+        self.keeping.heed()
         results = self.measure(stages)
         with self.directory.writing("curves.png") as path:
             report.curves(self.directory.metrics(), path)
@@ -406,20 +406,22 @@ def main():
         raise BadInput(f"--checkpoints: expected 1 or more, received {where['checkpoints']}")
     keeping = Keeping(Every(where["checkpoint_every"]), where["checkpoints"], devices=devices(where["distribute"], where["devices"], where["tpu"]))
     chief = keeping.devices.chief
+    keeping.request.listen()
     tf.config.experimental.enable_op_determinism()
     keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
     keras.utils.set_random_seed(config.seed)
     tf.random.set_global_generator(tf.random.Generator.from_seed(config.seed))  # keras_cv's layers draw from it
     if config.augment:
         print("kerakd: --augment draws from streams: the same flags give the same run, but one that was resumed sees other views", file=sys.stderr)
-    directory = RunDirectory(where["workdir"], own=chief)
-    if chief:  # the others find a run that the chief has begun
-        directory.check(config.text(), where["resume"], where["overwrite"])
-    training = Training(config, directory, keeping)
-    directory.claim(config.text(), where["resume"], where["overwrite"])
-    keeping.devices.largest(0)  # the chief has claimed it
-    keeping.request.listen()
+    directory, claimed = RunDirectory(where["workdir"], own=chief), False
     try:
+        if chief:
+            directory.check(config.text(), where["resume"], where["overwrite"])
+        training = Training(config, directory, keeping)
+        directory.claim(config.text(), where["resume"], where["overwrite"])
+        claimed = keeping.devices.largest(1)
+        if not chief:  # the run that the chief has begun or goes on with
+            directory.check(config.text(), resume=True, overwrite=False)
         print(table(training.run(), config.taught()))
     except Stopped as stopped:
         print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)
@@ -429,7 +431,8 @@ def main():
             raise
         print("kerakd: another worker was lost; begins again, from the last checkpoint, as soon as all are there", file=sys.stderr, flush=True)
         directory.close()
-        os.execv(sys.executable, [sys.executable, "-m", "kerakd.train", *sys.argv[1:], "--nooverwrite", "--resume"])
+        sys.stdout.flush()
+        os.execv(sys.executable, [sys.executable, "-m", "kerakd.train", *sys.argv[1:], *(["--nooverwrite", "--resume"] if claimed else [])])
     print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={directory.path} --out=report.html)")
     if config.exports():
         print(f"next: python -m export.tflite --run={directory.path}")

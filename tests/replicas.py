@@ -49,7 +49,7 @@ def trained(images, split, one, mode, policy="float32", medicine=None, **kwargs)
     student = scheme.quantize(net(1), scheme.Scheme(Interval(4), Interval(8), first=4))
     calibration.calibrate(student, images)
     with one.strategy.scope():
-        networks = [recast(model, policy, one.several) for model in (student, net(2))]
+        networks = [recast(model, policy, one.distributed) for model in (student, net(2))]
         model = Distiller(student=networks[0], teacher=networks[1] if mode != "alone" else None, mode=mode, **kwargs)
         model.compile(keras.optimizers.SGD(0.1), teacher_optimizer=keras.optimizers.SGD(0.1), metrics=["accuracy"], **(medicine or {}))
     batches = one.split(lambda *part: data.training(split, view="shift", size=(8, 8), batch_size=BATCH, seed=0, epochs=1, part=part).take(STEPS * one.replicas))

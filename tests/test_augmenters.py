@@ -14,7 +14,15 @@ VIEWS = np.random.default_rng(0).uniform(-1, 1, (6, *SHAPE)).astype(np.float32)
 
 
 @pytest.mark.parametrize(
-    "names", [("RandAugment,magnitude=0.5",), ("AugMix",), ("CutMix",), ("MixUp", "RandomCutout,height_factor=0.3,width_factor=0.3"), ("GridMask",)], ids=str
+    "names",
+    [
+        ("RandAugment,magnitude=0.5",),
+        ("AugMix",),
+        ("RandomFlip,mode=horizontal", "RandomContrast,factor=(0.1,0.5)", "CutMix"),
+        ("MixUp", "RandomCutout,height_factor=0.3,width_factor=0.3"),
+        ("GridMask",),
+    ],
+    ids=str,
 )
 def test_a_batch_of_views_stays_one(names):
     augment = augmenter(names, SHAPE, 0)
@@ -44,6 +52,7 @@ def test_the_sheet_shows_them():
 @pytest.mark.parametrize(
     ("name", "shape", "message"),
     [
+        ("RandomFlip,(1,2)", SHAPE, r"--augment: expected NAME\[,ARGUMENT=VALUE\]"),
         ("Cutmix", SHAPE, "--augment: expected one of AugMix, .*received 'Cutmix'"),
         ("BaseImageAugmentationLayer", SHAPE, "--augment: expected one of AugMix"),
         ("RandAugment,size=3", SHAPE, r"--augment: expected arguments of keras_cv.layers.RandAugment, received .*size"),

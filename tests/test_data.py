@@ -307,3 +307,29 @@ def test_views_that_are_not_shared_cannot_be_mixed(digits, view):
 def test_what_moves_pixels_of_one_size_has_no_teacher_of_another(digits, view):
     with pytest.raises(BadInput, match=f"view: expected a crop of the original image for a teacher of another size.*received '{view}'"):
         views(digits[0], view=view, teacher_sizes=((8, 8), (6, 6)))
+
+
+# ---- Parts of a batch for replicas and workers ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("workers", "replicas"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    "settings",
+    [{"view": "shift"}, {"view": "same/rc", "mixup": True, "teacher_sizes": [(8, 8)]}, {"view": "ind/ic", "teacher_sizes": [(6, 6), (8, 8)]}],
+    ids=lambda settings: settings["view"],
+)
+def test_parts_of_workers_and_replicas_make_the_batches_of_one_device(digits, workers, replicas, settings):
+    split = digits[0]
+    settings = {"size": (8, 8), "batch_size": 12, "seed": 3, "epochs": 2, "first_batch": split.count // 12 - 2, **settings}
+    whole = [tf.nest.flatten(taken) for taken in data.training(split, **settings).take(3)]
+    parts = [data.training(split, **settings, part=(worker, workers, replicas)).take(3 * replicas) for worker in range(workers)]
+    parts = [[tf.nest.flatten(taken) for taken in part] for part in parts]
+    for step, expected in enumerate(whole):
+        dealt = [part[step * replicas + replica] for part in parts for replica in range(replicas)]
+        for tensors, tensor in zip(zip(*dealt, strict=True), expected, strict=True):
+            np.testing.assert_array_equal(np.concatenate(tensors), tensor)
+
+
+def test_a_batch_that_can_not_be_dealt_out_is_refused(digits):
+    with pytest.raises(BadInput, match="batch_size: expected a multiple of 6, the replicas that share a batch, received 8"):
+        data.training(digits[0], view="shift", size=(8, 8), batch_size=8, seed=0, epochs=1, part=(0, 2, 3))

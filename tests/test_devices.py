@@ -63,9 +63,10 @@ def test_a_lost_worker_comes_back_and_one_device_ends_what_two_workers_began(dat
     flags = f"--data_dir={data_dir}", f"--workdir={directory.path}"
     workers = [worker(index, ports, *flags) for index in (0, 1)]
     try:
-        last = after(directory, "", workers)
+        after(directory, "", workers)
         workers[1].kill()
         workers[1].communicate()
+        last = after(directory, "", workers[:1])
         workers[1] = worker(1, ports, *flags, "--resume")
         after(directory, last, workers)
         workers[1].terminate()  # to one of them: both stop
@@ -94,6 +95,9 @@ def test_a_lost_worker_comes_back_and_one_device_ends_what_two_workers_began(dat
         (("multi_worker",), None, "TF_CONFIG: expected workers and the place of this one, .*received ''"),
         (("multi_worker",), "{", "TF_CONFIG: expected workers .*received '{'"),
         (("multi_worker",), '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "TF_CONFIG: expected workers"),
+        (("multi_worker",), '{"cluster": {"worker": ["a:b", "b:1"]}, "task": {"type": "worker", "index": 0}}', "TF_CONFIG: expected workers"),
+        (("multi_worker",), '{"cluster": {"chief": ["a:1", "b:1"]}, "task": {"type": "chief", "index": 0}}', "TF_CONFIG: expected workers"),
+        (("mirrored", -1), None, "--devices: expected 0 or more, received -1"),
         (("multi_worker",), '{"cluster": {"worker": ["a:1"]}, "task": {"type": "worker", "index": 0}}', "TF_CONFIG: expected two workers or more"),
         (("tpu", 0, "local"), None, r"--tpu: expected the name or address of a TPU, .*received 'local' \("),
         (("tpu", 0, "grpc://127.0.0.1:9"), None, r"--tpu: .*received 'grpc://127.0.0.1:9' \(.*refused"),

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd.checks import check_finite, first_not_finite
 from kerakd.errors import BadInput, Diverged
-from kerakd.keep import Every, Stopped, StopRequest, random_states
+from kerakd.keep import Every, Keeping, Stopped, StopRequest, random_states
 
 L = keras.layers
 
@@ -58,14 +58,14 @@ def test_a_request_waits_for_the_step_at_hand_and_a_second_does_not(request_, nu
     request_.training = True
     os.kill(os.getpid(), number)
     with pytest.raises(Stopped) as stopped:
-        request_.heed()
+        Keeping(request=request_).heed()
     assert stopped.value.code == 128 + number and stopped.value.name == number.name
     with pytest.raises(Stopped):
         os.kill(os.getpid(), number)
 
 
 def test_where_nothing_trains_a_request_is_heeded_at_once(request_):
-    request_.heed()
+    Keeping(request=request_).heed()
     with pytest.raises(Stopped):
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -6,6 +6,7 @@ import zipfile
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 
 from kerakd.errors import BadInput
 from kerakd.models.layers import SHALLOW, classifier, groups, scaled
@@ -26,7 +27,10 @@ class StandardizedConv2D(L.Conv2D):
     """A convolution with its kernel standardized at each call; the variable is the kernel as it was learned."""
 
     def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, standardize(kernel))
+        wanted = getattr(kernel, "_cast_dtype", kernel.dtype)  # under mixed precision, what the layer computes in
+        with enable_auto_cast_variables(None):  # float16 has no 1e-10, nor the variance of small kernels
+            kernel = standardize(tf.convert_to_tensor(kernel))
+        return super().convolution_op(inputs, tf.cast(kernel, wanted))
 
 
 # the layers have their published names, "block1/unit01/a/group_norm"; a `name` below is what comes before the last part
