@@ -59,7 +59,7 @@ def augmenter(texts, shape, seed):
         except (TypeError, ValueError) as error:
             raise BadInput(f"--augment: expected arguments of keras_cv.layers.{name}, received {text!r} ({_reason(error)})") from error
 
-    @tf.function  # its layers are converted by AutoGraph, whoever calls it
+    @tf.function(input_signature=[tf.TensorSpec([None, *shape])])  # its layers are converted by AutoGraph, whoever calls it
     def augment(views):
         images = (views + 1) * 127.5
         for layer in layers:
@@ -67,7 +67,7 @@ def augmenter(texts, shape, seed):
         return tf.ensure_shape(tf.clip_by_value(tf.cast(images, tf.float32) / 127.5 - 1, -1.0, 1.0), views.shape)
 
     try:
-        augment.get_concrete_function(tf.TensorSpec([2, *shape]))
+        augment.get_concrete_function()
     except Exception as error:  # keras_cv raises whatever its layers raise
         raise BadInput(f"--augment: expected augmentations that keep images of shape {tuple(shape)}, received {', '.join(texts)} ({_reason(error)})") from error
     return augment

@@ -27,11 +27,14 @@ from kerakd.train import Training  # noqa: E402
 L = keras.layers
 BATCH, STEPS = 16, 4
 CASES = {
-    "joint": {"mode": "joint"},
-    "co_study": {"mode": "co_study", "temperature": 2.0},
-    "hints": {"mode": "trained_teacher", "hints": [("relu_out", "relu")], "hint_loss": "attention"},
-    "medicine": {"mode": "alone", "medicine": {"dampening": 0.01, "freezing": 0.009}},
-    "float16": {"mode": "co_study", "policy": "mixed_float16"},
+    "hints and medicine": {
+        "mode": "trained_teacher",
+        "hints": [("relu_out", "relu")],
+        "hint_loss": "attention",
+        "medicine": {"dampening": 0.01, "freezing": 0.009},
+    },
+    "co_study": {"mode": "co_study", "temperature": 2.0},  # joint is its step but for one term of the teacher's loss
+    "float16": {"mode": "joint", "policy": "mixed_float16"},
 }
 RUN = ("--dataset=digits", "--student=resnet8", "--student_width=0.25", "--shrink=2", "--weights=interval:8", "--phase=alone:2", "--optimizer=sgd")
 

@@ -52,7 +52,7 @@ NETS = {
     "resnet8": zoo("resnet8"),
     "resnet8v2": zoo("resnet8v2"),
     "resnet18": zoo("resnet18", side=32, width=0.125),
-    "mobilenet_v2": zoo("mobilenet_v2"),
+    "mobilenet_v2": lambda: models.build("mobilenet_v2", (16, 16, 3), 5, 0.25, shallow=True),
     "dense block": dense_block,
     "squeeze-excite": squeeze_excite,
     "nested": nested,

@@ -155,7 +155,7 @@ NETS = {
     "conv 1d": conv_1d,
     "layer norm": layer_norm,
 }
-ELSEWHERE = {"resnet8", "resnet8v2", "resnet18", "mobilenet_v2"}  # in test_models.py
+ELSEWHERE = {"resnet8", "resnet8v2", "resnet18"}  # in test_models.py
 NETS |= {name: zoo(name, 32 if name in ("resnet34", "resnet101", "resnet152") else 16) for name in models.BY_NAME if name not in {*NETS, *ELSEWHERE}}
 PIXELS = ("Keras MobileNetV3Small", "Keras EfficientNetB0", "rescaled", "transfer")  # and keras_cv: these take 0..255
 SCHEMES = {"W4A4": kerakd.Scheme(Interval(4), Interval(4)), "ternary-A8": kerakd.Scheme(Ternary(), Interval(8))}

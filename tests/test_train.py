@@ -94,12 +94,12 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
     assert_same_run(uninterrupted, directory)
 
 
-def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_bits(complete_run, tmp_path, data_dir):
+def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_bits(complete_run, here, tmp_path, data_dir):
     models = complete_run / "models"
     data = ["--dataset=digits", f"--data_dir={data_dir}", f"--workdir={tmp_path / 'own'}"]
     nets = [f"--student={models / 'float.keras'}", f"--teacher={models / 'teacher.keras'}", "--weights=interval:3", "--activations=interval:4"]
     medicine = ["--phase=trained_teacher:1", "--dampening=0.1", "--freeze=0.01", "--watch", "--batchnorm_batches=2"]
-    status, out, err = run_program("kerakd.train", *data, *nets, *medicine)
+    status, out, err = here(train.main, *data, *nets, *medicine)
     assert status == 0, out + err
     results, before = RunDirectory(tmp_path / "own").results(), RunDirectory(complete_run).results()
     assert (results["float"], results["teacher"]) == (before["float"], before["teacher"])
