@@ -298,10 +298,7 @@ class Distiller(keras.Model):
         if replicas > 1:  # a loss that is not finite in one of them stops all, and at the same step
             total = tf.distribute.get_replica_context().all_reduce("SUM", total)
         with tf.control_dependencies([tf.debugging.check_numerics(total, _LOSS)]):
-            for optimizer, variables in self._groups():
-                optimizer.minimize(shares[0], variables, tape=tape)
-            if teacher_loss is not None:
-                self.teacher_optimizer.minimize(shares[1], self.teachers[0].trainable_variables, tape=tape)
+            self._minimize(tape, *shares)
         if teacher_loss is not None:
             self._trackers["teacher_loss"].update_state(teacher_loss)
         if self.watch is not None:
@@ -317,6 +314,13 @@ class Distiller(keras.Model):
     def _hard(self, y, logits, sample_weight):
         """The mean hard loss of this replica's part of the batch, of which Keras gives its share in the mean of all."""
         return self.compiled_loss(y, logits, sample_weight) * _replicas()
+
+    @tf.autograph.experimental.do_not_convert
+    def _minimize(self, tape, loss, teacher_loss):
+        for optimizer, variables in self._groups():
+            optimizer.minimize(loss, variables, tape=tape)
+        if teacher_loss is not None:
+            self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
 
     def _teacher_views(self, x):
         return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)

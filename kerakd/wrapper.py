@@ -124,6 +124,7 @@ class QuantizedLayer(QuantizeWrapperV2):
 
     carries = None  # what `Carry` has a kernel carry while it is used
 
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing; likewise below
     def call(self, inputs, training=None, **kwargs):
         kept = self._weight_vars
         if self.carries is not None:
@@ -161,6 +162,7 @@ class QuantizedActivation(keras.layers.Layer):
         self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
         super().build(input_shape)
 
+    @tf.autograph.experimental.do_not_convert
     def call(self, inputs, training=None):
         return self.quantizer(inputs, training, self.quantizer_variables, **({"carried": self.carried} if self.carried else {}))
 

@@ -1,5 +1,6 @@
 """What several test files share: TensorFlow kept quiet, the programs as processes, one small complete run."""
 
+import gc
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import kerakd.quiet  # noqa: F401  (before any test imports TensorFlow)
 
 ROOT = pathlib.Path(__file__).parents[1]
+gc.set_threshold(200_000, 20, 20)  # Keras's graphs are millions of objects that live long: looking through them often takes minutes
 
 # A file's tests run in one worker (pytest-xdist's loadfile): the longest files begin, and the second worker is at test_configs while
 # the first one does those that share the complete run.

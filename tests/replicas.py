@@ -2,6 +2,8 @@
 
 Prints {case: [the largest relative difference of a loss, the largest difference of a weight]} as a line of JSON, and the losses of a run
 on one device and of one that began on two replicas and went on, from its checkpoint, on one device.
+
+    python tests/replicas.py DATA_DIR WORKDIR [CASE ...]
 """
 
 import json
@@ -27,14 +29,15 @@ from kerakd.train import Training  # noqa: E402
 L = keras.layers
 BATCH, STEPS = 16, 4
 CASES = {
+    "joint": {"mode": "joint"},
     "hints and medicine": {
         "mode": "trained_teacher",
         "hints": [("relu_out", "relu")],
         "hint_loss": "attention",
         "medicine": {"dampening": 0.01, "freezing": 0.009},
     },
-    "co_study": {"mode": "co_study", "temperature": 2.0},  # joint is its step but for one term of the teacher's loss
-    "float16": {"mode": "joint", "policy": "mixed_float16"},
+    "co_study": {"mode": "co_study", "temperature": 2.0},
+    "float16": {"mode": "co_study", "policy": "mixed_float16"},
 }
 RUN = ("--dataset=digits", "--student=resnet8", "--student_width=0.25", "--shrink=2", "--weights=interval:8", "--phase=alone:2", "--optimizer=sgd")
 
@@ -94,6 +97,6 @@ if __name__ == "__main__":
     split, _ = data.load("digits", sys.argv[1])
     images = np.stack([example["image"] for example in split.examples.take(64).as_numpy_iterator()]).astype(np.float32) / 127.5 - 1
     ONE = devices()
-    print(json.dumps({name: apart(*(trained(images, split, one, **case) for one in (ONE, TWO))) for name, case in CASES.items()}))
+    print(json.dumps({name: apart(*(trained(images, split, one, **CASES[name]) for one in (ONE, TWO))) for name in sys.argv[3:] or CASES}))
     losses = run(f"{sys.argv[2]}/one", Keeping()), run(f"{sys.argv[2]}/two", Stopping(Every("5"), devices=TWO), Keeping())
     print(json.dumps(losses))

@@ -19,9 +19,10 @@ from kerakd.rundir import RunDirectory
 FLAGS = ("--dataset=digits", "--student=resnet8", "--student_width=0.25", "--shrink=2", "--weights=interval:8", "--phase=alone:4", "--optimizer=sgd")
 
 
-def test_two_replicas_learn_what_one_device_learns(data_dir, tmp_path):
-    """Every mode, hints, medicine and float16; and a run that began on two replicas and went on on one."""
-    arguments = [sys.executable, ROOT / "tests" / "replicas.py", data_dir, tmp_path]
+@pytest.mark.parametrize("cases", [("co_study",), pytest.param((), marks=pytest.mark.slow)], ids=["co_study", "all"])
+def test_two_replicas_learn_what_one_device_learns(data_dir, tmp_path, cases):
+    """Some steps, in all cases with hints, medicine and float16; and a run that began on two replicas and went on on one."""
+    arguments = [sys.executable, ROOT / "tests" / "replicas.py", data_dir, tmp_path, *cases]
     done = subprocess.run(list(map(str, arguments)), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     steps, losses = (json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "[")))

@@ -54,25 +54,10 @@ def test_only_the_programs_own_words_are_printed(complete_run):
     assert foreign == []
 
 
-@pytest.fixture(scope="module")
-def every_phase(nets, data_dir):
-    """Flags of a run of small networks through every stage and phase."""
-    networks = [*quick(nets, data_dir), f"--teacher={nets / 'teacher.keras'}", "--start=float", "--float_epochs=2", "--compare"]
-    return [*networks, "--batch_size=32", "--phase=alone:4", "--phase=co_study:4", "--phase=trained_teacher:4"]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(every_phase, tmp_path_factory):
-    directory = tmp_path_factory.mktemp("whole") / "run"
-    status, out, err = run_program("kerakd.train", *every_phase, f"--workdir={directory}")
-    assert status == 0, out + err
-    return directory
-
-
-def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
+def test_a_killed_run_resumes_to_the_same_weights(complete_run, tmp_path):
     """From another run's flags, killed outright (SIGKILL) at three random moments, in whatever stage and at whatever step of an epoch it is."""
     directory = tmp_path / "killed"
-    arguments = [f"--flagfile={uninterrupted / 'flags.cfg'}", f"--workdir={directory}", "--checkpoint_every=5"]
+    arguments = [f"--flagfile={complete_run / 'flags.cfg'}", f"--workdir={directory}", "--checkpoint_every=5"]
     seed = time.time_ns()
     print(f"killed at the moments of seed {seed}")  # shown where the test fails
     moments = random.Random(seed)
@@ -80,7 +65,7 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
     for attempt in range(3):
         process = start("kerakd.train", *arguments, *(["--resume"] if attempt else []))
         lines = 0
-        wanted = moments.randint(1, 6)
+        wanted = moments.randint(1, 5)
         while lines < wanted and process.poll() is None:  # an epoch a line on stdout
             lines += bool(process.stdout.readline())
         time.sleep(moments.random() * 0.5)
@@ -91,7 +76,7 @@ def test_a_killed_run_resumes_to_the_same_weights(uninterrupted, tmp_path):
     assert not (directory / "results.json").exists()
     status, out, err = run_program("kerakd.train", *arguments, "--resume")
     assert status == 0, out + err
-    assert_same_run(uninterrupted, directory)
+    assert_same_run(complete_run, directory)
 
 
 def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_bits(complete_run, here, tmp_path, data_dir):
@@ -109,8 +94,8 @@ def test_networks_from_files_go_on_from_their_weights_with_the_medicine_of_low_b
 
 @pytest.fixture(scope="module")
 def slow_epochs(nets, data_dir):
-    """Flags of a run of a small student with dropout, whose epochs have 359 steps."""
-    return [*quick(nets, data_dir), f"--student={nets / 'dropout.keras'}", "--start=scratch", "--weights=interval:4", "--phase=alone:2", "--batch_size=4"]
+    """Flags of a run of a small student with dropout, whose epochs have 239 steps."""
+    return [*quick(nets, data_dir), f"--student={nets / 'dropout.keras'}", "--start=scratch", "--weights=interval:4", "--phase=alone:2", "--batch_size=6"]
 
 
 def stop(workdir, flags, wait=0.2):
@@ -130,7 +115,7 @@ def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_p
     stop(tmp_path / "stopped", slow_epochs)
     newest = max(path.name for path in (tmp_path / "stopped" / "checkpoints" / "taught_0").iterdir())
     epochs, batches = map(int, newest.split("_"))
-    assert epochs == 1 and 0 < batches < 359
+    assert epochs == 1 and 0 < batches < 239
     status, out, err = run_program("kerakd.train", *slow_epochs, f"--workdir={tmp_path / 'stopped'}", "--resume")
     assert status == 0, out + err
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
