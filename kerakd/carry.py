@@ -23,10 +23,10 @@ from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 
 class Carry:
-    """Where the sums of a student's activation intervals are taken while it is called within `with carry:`.
+    """Where the sums of a student's activation intervals are taken while it is called within `with carry():`.
 
     Args:
-        student: a quantized functional model; a float one has nothing to carry.
+        student: a quantized functional model with every output that a loss reads; a float one has nothing to carry.
     """
 
     def __init__(self, student):
@@ -34,7 +34,7 @@ class Carry:
         times = {}
         for call in calls:
             times[call.layer.name] = times.get(call.layer.name, 0) + 1
-        self.readers, self.norms = [], []  # [(quantizer's layer, its count of values, readers)], [(likewise, BatchNorm)]
+        self.readers, self.norms = [], []  # [(quantizer's layer, a function that gives its step, readers)], [(likewise, BatchNorm)]
         for call in calls:
             if isinstance(call.layer, QuantizedActivation) and times[call.layer.name] == 1 and _learned(call.layer):
                 self._add(call, times)
@@ -58,8 +58,9 @@ class Carry:
         with contextlib.ExitStack() as undo:
             for layer, step, readers in self.readers:
                 _set(undo, layer, "carried", (*layer.carried, "output"))
+                carrying = functools.partial(carries, step=step(), sign=1)
                 for reader in readers:
-                    _set(undo, reader, "carries", functools.partial(carries, step=step(), sign=1))
+                    _set(undo, reader, "carries", carrying)
             for layer, step, norm in self.norms:
                 _set(undo, layer, "carried", (*layer.carried, "input"))
                 at = step()

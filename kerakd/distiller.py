@@ -93,7 +93,6 @@ class Distiller(keras.Model):
         self.teachers = teachers
         self.temperature = temperature
         self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
-        self.carry = Carry(student)
         self.teacher_weights, self.ensemble, self.teacher_cache = weights, ensemble, teacher_cache
         if _replicas() > 1 and (teacher_cache is not None or self.soft_loss is losses.dist):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
@@ -101,6 +100,7 @@ class Distiller(keras.Model):
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
+        self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
         self._loss_scaled = []

@@ -116,13 +116,13 @@ class QuantizedLayer(QuantizeWrapperV2):
     was built before; and it leaves the quantized tensor in the layer's attribute after a call.
     """
 
+    carries = None  # what `Carry` has a kernel carry while it is used
+
     def build(self, input_shape):
         if not self.layer.built:
             self.layer.build(input_shape)
             self.layer.built = True
         super().build(input_shape)
-
-    carries = None  # what `Carry` has a kernel carry while it is used
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing; likewise below
     def call(self, inputs, training=None, **kwargs):
@@ -150,13 +150,13 @@ class QuantizedActivation(keras.layers.Layer):
     bound: of that ReLU, or None. `calibrate` heeds it; from then on the interval is the bound.
     """
 
+    carried = ()  # terms of the step's gradient that `Carry` takes elsewhere
+
     def __init__(self, quantizer, relu=False, bound=None, **kwargs):
         super().__init__(**kwargs)
         self.quantizer = quantizer
         self.relu = relu
         self.bound = bound
-
-    carried = ()  # terms of the step's gradient that `Carry` takes elsewhere
 
     def build(self, input_shape):
         self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)

@@ -10,6 +10,7 @@ import tf_keras as keras
 from kerakd import models, scheme
 from kerakd.calibration import calibrate
 from kerakd.carry import Carry
+from kerakd.distiller import Distiller
 from kerakd.quantizers import Interval, Pact, Ternary
 
 L = keras.layers
@@ -75,6 +76,16 @@ def test_the_gradients_are_those_of_the_large_tensors(name, scaled):
     largest = max(float(tf.abs(g)) for v, g in zip(model.trainable_variables, plain, strict=True) if "activation_interval" in v.name)
     for variable, a, b in zip(model.trainable_variables, plain, carried, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * largest if "interval" in variable.name else 1e-6, err_msg=variable.name)
+
+
+def test_a_tensor_that_a_hint_reads_is_not_carried():
+    net = branches()
+    model = student(net)
+    name = next(layer.name for layer, *_ in Carry(model).readers)
+    norm = Carry(model).norms[0][2].name
+    distiller = Distiller(student=model, teacher=net, hints=[(name, name.removesuffix("_out")), (norm, norm)], hint_loss="attention")
+    assert name not in [layer.name for layer, *_ in distiller.carry.readers] and norm not in [last.name for *_, last in distiller.carry.norms]
+    assert distiller.carry.readers and distiller.carry.norms
 
 
 @pytest.mark.parametrize(("name", "readers", "norms"), [("resnet", 6, 9), ("mobilenet_v2", 5, 7), ("branches", 2, 3), ("no gamma", 2, 0)])

@@ -6,6 +6,7 @@ import tf_keras as keras
 
 from kerakd import models, scheme
 from kerakd.calibration import calibrate
+from kerakd.models.bit import StandardizedConv2D
 from kerakd.quantizers import Interval
 from kerakd.recast import recast
 
@@ -41,3 +42,12 @@ def test_a_network_computes_in_half_precision_and_comes_back_as_it_was(make, pol
     np.testing.assert_array_equal(back(X), model(X))
     for mine, theirs in zip(model.get_weights(), half.get_weights(), strict=True):
         np.testing.assert_array_equal(mine, theirs)
+
+
+def test_small_kernels_are_standardized_in_float32():
+    """Their variance is none in float16."""
+    x = keras.Input((16, 16, 3))
+    model = keras.Model(
+        x, L.Dense(5)(L.GlobalAveragePooling2D()(L.ReLU()(StandardizedConv2D(4, 3, kernel_initializer=keras.initializers.RandomNormal(0, 2e-4, 1))(x))))
+    )
+    np.testing.assert_allclose(recast(model, "mixed_float16")(X), model(X), rtol=0.01, atol=0.01)
