@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 RUN = $(VENV)/bin/python
 
-.PHONY: demo test test-slow lint env clean
+.PHONY: demo test test-slow lint results env clean
 
 demo: env
 	$(RUN) -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digits --overwrite
@@ -26,6 +26,9 @@ $(VENV)/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	touch $@
+
+results: env
+	$(RUN) -m benchmarks.tables
 
 clean:
 	rm -rf $(VENV) runs build kerakd.egg-info
