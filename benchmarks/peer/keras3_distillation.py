@@ -1,0 +1,33 @@
+"""keras.distillation of Keras 3: a float student under the float teacher, T = 4, half of the loss from labels."""
+
+import sys
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from benchmarks.peer import resnet
+from benchmarks.peer.task import Task, reported
+
+task, variant = Task(sys.argv[1]), sys.argv[2]
+if variant != "float KD":
+    raise SystemExit("distillation alone: it quantizes nothing while it trains")
+student, teacher = resnet.resnet20(keras), resnet.resnet20(keras, width=2)
+resnet.load(student, task.weights())
+resnet.load(teacher, task.weights("teacher"))
+task.check(lambda images: np.asarray(student(images, training=False)))
+distiller = keras.distillation.Distiller(
+    teacher=teacher, student=student, distillation_losses=keras.distillation.LogitsDistillation(temperature=4.0), student_loss_weight=0.5
+)
+optimizer = keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
+distiller.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+
+
+def step(images, labels, rate):
+    optimizer.learning_rate.assign(rate)
+    distiller.train_on_batch(images, labels)
+
+
+took = task.train(step)
+compiled = tf.function(lambda x: student(x, training=False))
+reported({"step_ms": took, "accuracy": task.accuracy(lambda images: compiled(tf.constant(images)).numpy())})
