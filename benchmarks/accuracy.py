@@ -33,10 +33,6 @@ KEPT = ("flags.cfg", "metrics.jsonl", "results.json", "student.json")
 NEEDS = re.compile(r"results/cifar10/(\w+)/models/")  # a network of another row
 
 
-class Stop(threading.Event):
-    """Set when the rows are to stop."""
-
-
 class Worker(threading.Thread):
     """Trains jobs until there are none; its programs run on `cpus`."""
 
@@ -62,7 +58,7 @@ class Worker(threading.Thread):
 
     def row(self, row, seed):
         run, name = self.workdir / f"{row}_{seed}", f"{row}_{seed}"
-        clock = self.workdir / f"{name}.seconds"  # of all the times that it was begun
+        clock = self.workdir / f"{name}.clock"  # of all the times that it was begun
         if not (run / "results.json").exists():
             print(f"{time.strftime('%H:%M')}  trains  {name}", flush=True)
             resume = ["--resume"] if (run / "flags.cfg").exists() else []
@@ -70,23 +66,33 @@ class Worker(threading.Thread):
         exported = "--weights=float" not in (run / "flags.cfg").read_text().splitlines()
         if exported and not (run / "student.json").exists():
             self.program(name, None, "export.tflite", f"--run={run}", "--overwrite")
-        kept = keep(run, name, float(clock.read_text()), len(self.cpus))
+        kept = keep(run, name, read_clock(clock), len(self.cpus))
         print(f"{time.strftime('%H:%M')}  kept    {name}  accuracy {kept['accuracy']:.4f}  ({kept['seconds'] / 60:.0f} minutes)", flush=True)
 
     def program(self, name, clock, *argv):
-        """Runs a program of kerakd to its end. Raises: CalledProcessError."""
-        began, before = time.monotonic(), float(clock.read_text()) if clock and clock.exists() else 0.0
-        command = [sys.executable, "-m", *argv]
-        with open(self.workdir / f"{name}.log", "a") as log, subprocess.Popen(command, stdout=log, stderr=log) as child:
-            os.sched_setaffinity(child.pid, self.cpus)  # TensorFlow takes as many threads as it sees cores
-            while child.poll() is None:
-                if self.stop.wait(1.0):
-                    child.send_signal(signal.SIGTERM)
-                    child.wait()
-                if clock:
-                    clock.write_text(f"{before + time.monotonic() - began:.1f}")
+        """Runs a program of kerakd to its end; adds its wall-clock and CPU seconds to the file `clock`. Raises: CalledProcessError."""
+        command, began = [sys.executable, "-m", *argv], time.monotonic()
+        with open(self.workdir / f"{name}.log", "a") as log:
+            child = subprocess.Popen(command, stdout=log, stderr=log)
+        os.sched_setaffinity(child.pid, self.cpus)  # TensorFlow takes as many threads as it sees cores
+        ended, asked = 0, False
+        while not ended:
+            if self.stop.is_set() and not asked:
+                os.kill(child.pid, signal.SIGTERM)
+                asked = True
+            time.sleep(1.0)
+            ended, status, usage = os.wait4(child.pid, os.WNOHANG)
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if clock:
+            before = read_clock(clock)
+            taken = {"seconds": time.monotonic() - began, "cpu_seconds": usage.ru_utime + usage.ru_stime}
+            clock.write_text(json.dumps({kind: round(before[kind] + seconds, 1) for kind, seconds in taken.items()}))
         if child.returncode:
             raise subprocess.CalledProcessError(child.returncode, command)
+
+
+def read_clock(path):
+    return json.loads(path.read_text()) if path.exists() else {"seconds": 0.0, "cpu_seconds": 0.0}
 
 
 class Jobs:
@@ -119,7 +125,7 @@ def missing(row):
     return {name for name in NEEDS.findall((CIFAR10 / f"{row}.cfg").read_text()) if not (CIFAR10 / name / "run.json").exists()}
 
 
-def keep(run, name, seconds, threads):
+def keep(run, name, clock, threads):
     """Copies what the tables need of a run that ended, run.json last; returns that."""
     folder = CIFAR10 / name
     folder.mkdir(exist_ok=True)
@@ -130,7 +136,7 @@ def keep(run, name, seconds, threads):
         shutil.copytree(run / "models", folder / "models", dirs_exist_ok=True)
     kept = {
         **measured(run),
-        "seconds": round(seconds),
+        **clock,
         "threads": threads,
         "finished": time.strftime("%Y-%m-%d", time.localtime((run / "results.json").stat().st_mtime)),
         "machine": machine(),
@@ -166,7 +172,7 @@ def main():
     if not 1 <= options.workers <= len(cpus):
         parser.error(f"--workers: expected 1 to {len(cpus)}, the cores, received {options.workers}")
     options.workdir.mkdir(parents=True, exist_ok=True)
-    stop = Stop()
+    stop = threading.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         signal.signal(name, lambda *_: stop.set())
     asked = [(row, seed) for seed in range(options.seeds) for row in options.row or ROWS]
