@@ -14,6 +14,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 import venv
 
 import kerakd.quiet
@@ -108,7 +109,12 @@ def main():
         for variant in (variant for variant in VARIANTS if variant not in found["variants"].get(name, {})):
             figures = run(python, script, task, variant)
             found["variants"].setdefault(name, {})[variant] = figures
-            found |= {"machine": machine(), "steps": options.steps, "packages": {peer: packages for peer, (_, packages) in PEERS.items()}}
+            found |= {
+                "machine": machine(),
+                "date": time.strftime("%Y-%m-%d"),
+                "steps": options.steps,
+                "packages": {peer: packages for peer, (_, packages) in PEERS.items()},
+            }
             options.json.write_text(json.dumps(found, indent=1) + "\n")
             print(f"{name:20} {variant:9} {shown(figures)}", flush=True)
 

@@ -60,7 +60,12 @@ make results                                # these tables and pictures from wha
 ```
 
 *exact*: on 1,000 test images every logit of the file equals the trained student's, and every kernel's code.
-*against float*: points above the float student that trained alone. *minutes*: of training, on one core, with other work beside it."""
+*against float*: points above the float student that trained as long, alone: `float` for a row from scratch, `float_longer` for one
+that starts from its weights. *minutes*: of training, wall-clock, on one core of a busy machine."""
+PICTURES = [
+    f"![{what}]({name}.png)"
+    for name, what in {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs", "step": "accuracy against the time of a step"}.items()
+]
 ROWS = [row for rows in SECTIONS.values() for row in rows]
 SHIPPED = ("teacher_0", "float_0")  # whose networks are kept, as other rows start from them
 
@@ -85,22 +90,40 @@ def percent(accuracy):
     return f"{100 * accuracy:.2f}"
 
 
-def _row(row, text, found, reference):
-    seeds = ", ".join(percent(run["accuracy"]) for run in found)
-    exact = {run["card"]["proofs"]["int8"]["exact"] for run in found if run["card"]}
-    proved = "float" if not exact else "exact" if exact == {True} else "not exact"
+def from_float(row):
+    """Whether a row's students start from the trained float student."""
+    return "--student=results/cifar10/float_0" in (CIFAR10 / f"{row}.cfg").read_text()
+
+
+def against(row, found):
+    """Points above the float student that trained as long in all; None if that was not run."""
+    reference = found["float_longer" if from_float(row) else "float"]
+    return 100 * (mean(found[row]) - mean(reference)) if reference and found[row] else None
+
+
+def _signed(points):
+    return "" if points is None else f"{points:+.2f}"
+
+
+def _row(row, text, found):
+    made = found[row]
+    exact = {run["card"]["proofs"]["int8"]["exact"] for run in made if run["card"]}
     cells = [
         f"[{row}](cifar10/{row}.cfg)",
         text,
-        percent(mean(found)),
-        seeds if len(found) > 1 else "",
-        f"{100 * (mean(found) - reference):+.2f}",
-        f"{len(found[0]['metrics'])}",
-        f"{found[0]['bytes']:,}",
-        proved,
-        f"{statistics.mean(run['seconds'] / 60 for run in found):.0f}",
+        percent(mean(made)),
+        ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "",
+        _signed(against(row, found)),
+        str(len(made[0]["metrics"])),
+        f"{made[0]['bytes']:,}",
+        "float" if not exact else "exact" if exact == {True} else "not exact",
+        f"{statistics.mean(run['seconds'] / 60 for run in made):.0f}",
+        ", ".join(sorted({run["finished"] for run in made})),
     ]
     return f"| {' | '.join(cells)} |"
+
+
+COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "minutes", "date")
 
 
 def section(title, rows, found):
@@ -108,11 +131,73 @@ def section(title, rows, found):
     made = {row: text for row, text in rows.items() if found[row]}
     lines = [f"### {title}", ""]
     if made:
-        lines += ["| row | what | accuracy % | seeds | against float | epochs | bytes | file | minutes |", "|---|---|---|---|---|---|---|---|---|"]
-        lines += [_row(row, text, found[row], mean(found["float"])) for row, text in made.items()]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *(_row(row, text, found) for row, text in made.items()), ""]
     if len(made) < len(rows):
-        lines += ["", f"Not run yet: {', '.join(row for row in rows if row not in made)}."]
+        lines += [f"Not run yet: {', '.join(row for row in rows if row not in made)}.", ""]
+    return lines
+
+
+def _best(rows, found):
+    return max((row for row in rows if found[row]), key=lambda row: mean(found[row]), default=None)
+
+
+LIMITS = {  # which rows, and how many points below float the best of them may be
+    "4-bit weights and activations": ("qkd_w4a4", 0.0),
+    "ternary weights, 8-bit activations": ("ternary", 0.7),
+    "2-bit weights and activations": ("qkd_w2a2", 2.0),
+}
+TAUGHT = {  # a row with a teacher: the same without
+    **{f"{kind}_{scheme}": kind for kind in ("ternary", "w4a8") for scheme in ("a", "b")},
+    **{f"{kind}_c": f"{kind}_c_alone" for kind in ("ternary", "w4a8")},
+    **{f"qkd_w{b}a{b}_{phases}": f"qkd_w{b}a{b}_ss" for b in (4, 3, 2) for phases in ("ss_tu", "ss_cs", "ss_cs_tu")},
+}
+
+
+def targets(found):
+    """The lines on what was aimed at: how near float the low-bit rows come, and what the teacher is worth in each."""
+    lines = ["## Aims", "", "| aim | reached | by |", "|---|---|---|"]
+    for what, (prefix, limit) in LIMITS.items():
+        best = _best([row for row in ROWS if row.startswith(prefix)], found)
+        points = best and against(best, found)
+        if points is not None:
+            aim = f"at most {limit} points below float" if limit else "not below float"
+            lines.append(f"| {what}: {aim} | {'yes' if points >= -limit else 'no'}, {points:+.2f} | {best} |")
+    for taught, alone in TAUGHT.items():
+        if found[taught] and found[alone]:
+            gain = 100 * (mean(found[taught]) - mean(found[alone]))
+            lines.append(f"| {taught}: better than {alone} | {'yes' if gain > 0 else 'no'}, {gain:+.2f} | |")
     return [*lines, ""]
+
+
+def _peer_cells(figures):
+    if "error" in figures:
+        return ["-", "-", "-", "-", "-", figures["error"]]
+    cells = [f"{figures['step_ms']:.0f}", percent(figures["accuracy"])]
+    cells += [percent(figures["file_accuracy"]), f"{figures['bytes']:,}", f"{figures['ms']:.2f}"] if "bytes" in figures else ["-"] * 3
+    return [*cells, figures.get("file_error", "")]
+
+
+def peers():
+    """The lines of the tables of peers, one for each width."""
+    path = RESULTS / "peers.json"
+    if not path.exists():
+        return []
+    found = json.loads(path.read_text())
+    lines = ["## Beside what a user would pick instead", "", PEERS.format(steps=found["steps"], machine=found["machine"], date=found["date"]), ""]
+    names = {"8": "8 bits", "4": "4 bits", "2": "2 bits", "ternary": "ternary weights, 8-bit activations", "float KD": "float, distilled"}
+    for variant, title in names.items():
+        lines += [f"### {title}", "", "| | ms a step | accuracy % | its .tflite % | bytes | ms an image | what failed |", "|---|---|---|---|---|---|---|"]
+        for peer, variants in found["variants"].items():
+            if variant in variants:
+                lines.append(f"| {peer} | {' | '.join(cell.replace('|', '/') for cell in _peer_cells(variants[variant]))} |")
+        lines.append("")
+    return lines
+
+
+PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights, the same {steps} batches of 128
+views in the same order, float32, SGD on labels with the same rates, each peer in its own environment with quantizers as its own
+documentation has them, first and last layer in 8 bits where it can be told so. *its .tflite*: the accuracy of the file that the peer
+exports, of all 10,000 test images; bytes and milliseconds (one thread) are that file's."""
 
 
 def header(found):
@@ -125,12 +210,15 @@ def header(found):
 
 
 def main():
+    from benchmarks import pictures
+
     found = runs()
-    lines = [*INTRODUCTION.splitlines(), "", *header(found), ""]
+    lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *PICTURES, ""]
     for title, rows in SECTIONS.items():
         lines += section(title, rows, found)
-    (RESULTS / "README.md").write_text("\n".join(lines))
-    print(f"wrote {RESULTS / 'README.md'}")
+    lines += targets(found) + peers()
+    (RESULTS / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(path) for path in pictures.draw(found))}")
 
 
 if __name__ == "__main__":
