@@ -209,15 +209,19 @@ def header(found):
     return [f"{len(every)} runs, {dates[0]} to {dates[-1]}, on {machines}, two at a time; {', '.join(versions)}."]
 
 
+def text(found):
+    """results/README.md."""
+    lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *PICTURES, ""]
+    for title, rows in SECTIONS.items():
+        lines += section(title, rows, found)
+    return "\n".join([*lines, *targets(found), *peers()]).rstrip() + "\n"
+
+
 def main():
     from benchmarks import pictures
 
     found = runs()
-    lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *PICTURES, ""]
-    for title, rows in SECTIONS.items():
-        lines += section(title, rows, found)
-    lines += targets(found) + peers()
-    (RESULTS / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    (RESULTS / "README.md").write_text(text(found))
     print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(path) for path in pictures.draw(found))}")
 
 
