@@ -10,6 +10,8 @@ from benchmarks.peer import keras2, resnet
 from benchmarks.peer.task import Task, attempt, reported
 
 task, variant = Task(sys.argv[1]), sys.argv[2]
+if variant == "float KD":
+    raise SystemExit("no distillation")
 if variant == "ternary":
     raise SystemExit("no ternary quantizer: its widths are whole bits")
 scheme = DefaultNBitQuantizeScheme(num_bits_weight=int(variant), num_bits_activation=int(variant))
