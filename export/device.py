@@ -22,7 +22,8 @@ with quiet.native_chatter_off():
     import numpy as np
 
     from export import card
-    from kerakd import config as config_module
+    from kerakd import commandline
+    from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.rundir import write_aside
     from kerakd.tflite import flatfile, runtime
@@ -52,22 +53,18 @@ print(megabytes("VmHWM:") - before)
 """
 
 
-def _flag(default, help):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": None})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none or don't go together."""
 
-    model: tuple = _flag((), "a .tflite file of one image at a time; repeat it for more")
-    threads: str = _flag("", "time with this many threads beside 1; empty: the cores that this process may use; with --adb 4")
-    runs: int = _flag(200, "images timed of each file with each number of threads")
-    json: str = _flag("", "write one flat object to this file, a name for each figure")
-    adb: bool = _flag(False, "time on an Android phone, with TFLite's benchmark_model")
-    benchmark_binary: str = _flag("", "with --adb: benchmark_model, built for the phone")
-    serial: str = _flag("", "with --adb: which phone, as `adb devices` lists it; empty: the only one")
-    dry_run: bool = _flag(False, "with --adb: print the commands and run none")
+    model: tuple = flag((), "a .tflite file of one image at a time; repeat it for more")
+    threads: str = flag("", "time with this many threads beside 1; empty: the cores that this process may use; with --adb 4")
+    runs: int = flag(200, "images timed of each file with each number of threads")
+    json: str = flag("", "write one flat object to this file, a name for each figure")
+    adb: bool = flag(False, "time on an Android phone, with TFLite's benchmark_model")
+    benchmark_binary: str = flag("", "with --adb: benchmark_model, built for the phone")
+    serial: str = flag("", "with --adb: which phone, as `adb devices` lists it; empty: the only one")
+    dry_run: bool = flag(False, "with --adb: print the commands and run none")
 
     def __post_init__(self):
         if not self.model:
@@ -283,7 +280,7 @@ def recommendation(files):
 
 
 def main():
-    options, _ = config_module.parse(["python -m export.device", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m export.device", *sys.argv[1:]], Options)
     names = [pathlib.Path(path).name for path in options.model]
     files = [load(name if names.count(name) == 1 else path, path) for name, path in zip(names, options.model)]
     if options.dry_run:
@@ -297,4 +294,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

@@ -44,8 +44,9 @@ with quiet.native_chatter_off():
     import tf_keras as keras
     from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
-    from kerakd import config as config_module
-    from kerakd import graph, models
+    from kerakd import commandline, graph, models
+    from kerakd.commandline import flag
+    from kerakd.config import is_file
     from kerakd.errors import BadInput
     from kerakd.quantizers import Interval
     from kerakd.rewrite import simplify
@@ -67,28 +68,24 @@ READINGS = {"peak": "the most alive at once", "sum": "all tensors together"}
 COLOURS = {"weights": "tab:blue", "activations": "tab:orange"}
 
 
-def _flag(default, help, choices=None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none or don't go together."""
 
-    model: tuple = _flag((), "a network by name or a .keras or .h5 file, float or quantized; repeat it for more", models.BY_NAME)
-    image_size: int = _flag(224, "height and width of the images, of a network by name and of a file that leaves them open")
-    classes: int = _flag(1000, "length of the logits of a network by name")
-    channels: int = _flag(3, "channels of the images of a network by name")
-    activations: str = _flag("peak", "which reading of activations the picture shows", READINGS)
-    out: str = _flag("footprint.png", "the picture")
-    json: str = _flag("", "write one flat object of bytes to this .json file, a name for each figure")
-    overwrite: bool = _flag(False, "replace files that exist")
+    model: tuple = flag((), "a network by name or a .keras or .h5 file, float or quantized; repeat it for more", models.BY_NAME)
+    image_size: int = flag(224, "height and width of the images, of a network by name and of a file that leaves them open")
+    classes: int = flag(1000, "length of the logits of a network by name")
+    channels: int = flag(3, "channels of the images of a network by name")
+    activations: str = flag("peak", "which reading of activations the picture shows", READINGS)
+    out: str = flag("footprint.png", "the picture")
+    json: str = flag("", "write one flat object of bytes to this .json file, a name for each figure")
+    overwrite: bool = flag(False, "replace files that exist")
 
     def __post_init__(self):
         if not self.model:
             raise BadInput("--model: expected a network, received none; give --model=resnet18 or --model=FILE.keras, once or more")
         for name in self.model:
-            if name not in models.BY_NAME and not config_module.is_file(name):
+            if name not in models.BY_NAME and not is_file(name):
                 raise BadInput(f"--model: expected one of {', '.join(models.BY_NAME)}, or a .keras or .h5 file, received {name!r}; is it spelled right?")
         if len({pathlib.Path(name).resolve() for name in self.model}) < len(self.model):
             raise BadInput(f"--model: expected each network once, received {', '.join(self.model)}; leave the repeated one away")
@@ -97,19 +94,9 @@ class Options:
                 raise BadInput(f"--{name}: expected 1 or more, received {getattr(self, name)}; {self.__dataclass_fields__[name].default} is the default")
         if self.activations not in READINGS:
             raise BadInput(f"--activations: expected one of {', '.join(READINGS)}, received {self.activations!r}; peak is the default")
-        for flag, path, suffix in (("--out", self.out, ".png"), ("--json", self.json, ".json")):
-            if path or flag == "--out":
-                _check_output(flag, path, suffix, self.overwrite)
-
-
-def _check_output(flag, path, suffix, overwrite):
-    received, path = path, pathlib.Path(path)
-    if path.suffix != suffix or path.is_dir():
-        raise BadInput(f"{flag}: expected a {suffix} file, received {received!r}; give {flag}=footprint{suffix}")
-    if not path.parent.is_dir():
-        raise BadInput(f"{flag}: expected a folder that exists, received {path.parent}; make it first")
-    if path.exists() and not overwrite:
-        raise BadInput(f"{flag}: expected a new file, received {path}, which exists; give --overwrite or another {flag}")
+        commandline.check_new("out", self.out, (".png",), self.overwrite)
+        if self.json:
+            commandline.check_new("json", self.json, (".json",), self.overwrite)
 
 
 @contextlib.contextmanager
@@ -301,7 +288,7 @@ def load(name, options):
     Raises: BadInput for a file that is not there or no model, and for sizes that the network can't have.
     """
     try:
-        if not config_module.is_file(name):
+        if not is_file(name):
             with unallocated():
                 return models.build(name, (options.image_size, options.image_size, options.channels), options.classes)
         model = load_model(name)
@@ -417,7 +404,7 @@ def _draw(axes, rows, reading):
 
 
 def main():
-    options, _ = config_module.parse(["python -m export.footprint", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m export.footprint", *sys.argv[1:]], Options)
     short = [pathlib.Path(name).name for name in options.model]
     networks, found = {}, {}
     for base, path in zip(short, options.model):
@@ -439,4 +426,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

@@ -17,8 +17,9 @@ with quiet.native_chatter_off():
 
     import kerakd
     from export import card
+    from kerakd import commandline, data, evaluate
     from kerakd import config as config_module
-    from kerakd import data, evaluate
+    from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.rundir import RunDirectory, write_aside
     from kerakd.tflite import flatfile, runtime
@@ -38,17 +39,14 @@ REQUIREMENTS = {  # what a proof has to show before anything is written
 class Options:
     """The flags of this program."""
 
-    run: str = dataclasses.field(default="", metadata={"help": "the run directory", "choices": None})
-    out: str = dataclasses.field(
-        default="", metadata={"help": "the int8 file; the small one takes .int4.tflite, the card .json and .md; empty: RUN/student.tflite", "choices": None}
+    run: str = flag("", "the run directory")
+    out: str = flag("", "the int8 file; the small one takes .int4.tflite, the card .json and .md; empty: RUN/student.tflite")
+    overwrite: bool = flag(False, "replace files that exist")
+    images: int = flag(1000, "test images of the proof; 0: all")
+    require: tuple = flag(
+        tuple(name for name in REQUIREMENTS if name != "none"), "what the proof has to show, or nothing is written; repeat it for more", REQUIREMENTS
     )
-    overwrite: bool = dataclasses.field(default=False, metadata={"help": "replace files that exist", "choices": None})
-    images: int = dataclasses.field(default=1000, metadata={"help": "test images of the proof; 0: all", "choices": None})
-    require: tuple = dataclasses.field(
-        default=tuple(name for name in REQUIREMENTS if name != "none"),
-        metadata={"help": "what the proof has to show, or nothing is written; repeat it for more", "choices": REQUIREMENTS},
-    )
-    codes: str = dataclasses.field(default="", metadata={"help": "write the trained codes and scales to this .npz file as well", "choices": None})
+    codes: str = flag("", "write the trained codes and scales to this .npz file as well")
 
     def __post_init__(self):
         for name in self.require:
@@ -74,8 +72,7 @@ class Export:
     def __init__(self, options):
         self.directory = RunDirectory(options.run)
         self.results = self.directory.results()
-        flags = self.directory.path / "flags.cfg"
-        self.config, _ = config_module.parse(["run", f"--flagfile={flags}"])
+        self.config = config_module.read(self.directory.path / "flags.cfg")
         train, test = data.load(self.config.dataset, self.config.data_dir or None, self.config.synthetic, self.config.largest())
         self.test = data.testing(test, size=train.image_shape(self.config.size())[:2], keep=True)
         self.proving, _ = data.arrays(self.test, options.images or None)
@@ -147,11 +144,7 @@ def _outputs(options):
     if options.codes:
         paths["codes"] = pathlib.Path(options.codes)
     for what, path in paths.items():
-        flag = "--codes" if what == "codes" else "--out"
-        if path.exists() and not options.overwrite:
-            raise BadInput(f"{flag}: expected new files, received {path}, which exists; give --overwrite or another {flag}")
-        if not path.parent.is_dir():
-            raise BadInput(f"{flag}: expected a folder that exists, received {path.parent}; make it first")
+        commandline.check_new("codes" if what == "codes" else "out", str(path), (path.suffix,), options.overwrite)
     return paths
 
 
@@ -168,7 +161,7 @@ def _as_npz(arrays):
 
 
 def main():
-    options, _ = config_module.parse(["python -m export.tflite", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m export.tflite", *sys.argv[1:]], Options)
     if not options.run:
         raise BadInput("--run: expected a run directory, received none; give --run=runs/NAME")
     export = Export(options)
@@ -188,4 +181,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

@@ -1,24 +1,15 @@
-"""One knob, one place: the configuration of a run, the flags that are derived from it, and their files."""
+"""One flag, one place: the configuration of a run and its files."""
 
 import dataclasses
-import re
-import sys
 import typing
 
-import tensorflow as tf
-from absl import flags
-
-from kerakd import augment, augmenters, calibration, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import augment, augmenters, calibration, commandline, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd.commandline import flag
 from kerakd.errors import BadInput
 from kerakd.modes import MODES
 from kerakd.teachers import VALUES, Teacher
 
 HALVES = ("bfloat16", "float16")
-
-
-def _knob(default, help, choices=None, file=False):
-    """file: whether the flag takes a model file beside its choices."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "file": file})
 
 
 def is_file(name):
@@ -30,80 +21,80 @@ def is_file(name):
 class Config:
     """What a run trains. Each field is a flag of its name. Raises: BadInput for a value that is none."""
 
-    dataset: str = _knob("", "digits, a TFDS name such as cifar10 or imagenet2012, or folder:DIR with a folder for each class")
-    data_dir: str = _knob("", "where TFDS keeps its datasets; empty: TFDS's default")
-    synthetic: bool = _knob(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
-    image_size: int = _knob(0, "height and width that the networks see; 0: as stored")
-    view: str = _knob("shift", "augmentation of the training images; with a slash FunMatch's, which say what the teacher sees", augment.BY_NAME)
-    augment: tuple = _knob(
+    dataset: str = flag("", "digits, a TFDS name such as cifar10 or imagenet2012, or folder:DIR with a folder for each class")
+    data_dir: str = flag("", "where TFDS keeps its datasets; empty: TFDS's default")
+    synthetic: bool = flag(False, "train on synthetic images of the dataset's shape and classes, to try a configuration out")
+    image_size: int = flag(0, "height and width that the networks see; 0: as stored")
+    view: str = flag("shift", "augmentation of the training images; with a slash FunMatch's, which say what the teacher sees", augment.BY_NAME)
+    augment: tuple = flag(
         (),
         "NAME[,ARGUMENT=VALUE]: an image augmentation of keras_cv after the view, as RandAugment,magnitude=0.3; those that mix "
         "labels, as CutMix, where a frozen teacher alone says what is right; repeat it for more",
     )
-    mixup: bool = _knob(False, "mix each batch of a taught phase with its neighbours, the same for teacher and student: with same/ic, function matching")
-    view_seed: typing.Optional[int] = _knob(None, "seed of order and views; not given: --seed and those after it, as of the weights")
-    transfer_dataset: str = _knob("", "teach on this dataset's images, without labels; --dataset's calibrate, test, and train what is trained on labels")
-    student: str = _knob("", "network of the student: a .keras or .h5 file of logits, or a name", models.BY_NAME, file=True)
-    student_width: float = _knob(1.0, "multiplies the channels of a student by name")
-    teacher: tuple = _knob(
+    mixup: bool = flag(False, "mix each batch of a taught phase with its neighbours, the same for teacher and student: with same/ic, function matching")
+    view_seed: typing.Optional[int] = flag(None, "seed of order and views; not given: --seed and those after it, as of the weights")
+    transfer_dataset: str = flag("", "teach on this dataset's images, without labels; --dataset's calibrate, test, and train what is trained on labels")
+    student: str = flag("", "network of the student: a .keras or .h5 file of logits, or a name", models.BY_NAME, file=True)
+    student_width: float = flag(1.0, "multiplies the channels of a student by name")
+    teacher: tuple = flag(
         (),
         "NETWORK[,size=PIXELS][,weight=NUMBER][,values=RANGE]: a teacher, likewise; that of a file is trained already; RANGE what it takes, one of "
         f"{', '.join(VALUES)}; repeat it for more",
     )
-    teacher_width: float = _knob(1.0, "multiplies the channels of a teacher by name")
-    teacher_epochs: int = _knob(0, "epochs of float training of the teacher before the phases")
-    float_epochs: int = _knob(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
-    weights: str = _knob("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
-    activations: str = _knob("interval:8", "quantizer of activations, likewise")
-    first: int = _knob(8, "bits of the first weighted layer; 0: float")
-    last: int = _knob(8, "bits of the last weighted layer; 0: float")
-    override: tuple = _knob((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
-    calibration: str = _knob("max", "rule that sets the intervals before training", calibration.RULES)
-    calibration_images: int = _knob(512, "how many training images it looks at")
-    start: str = _knob("", "weights that the student starts from; empty: float for a student from a file, else scratch", ("scratch", "float"))
-    phase: tuple = _knob((), f"MODE:EPOCHS, MODE one of {', '.join(MODES)}; repeat it for more phases")
-    compare: bool = _knob(False, "train the same student without the teacher as well")
-    seed: int = _knob(0, "first seed of initial weights, order and views")
-    seeds: int = _knob(1, "how many students, with seeds SEED, SEED+1, ...; their mean is reported, the first one is exported")
-    temperature: float = _knob(1.0, "T of the soft loss")
-    ensemble: str = _knob("sum", "of several teachers: the sum of their losses, or one of their mean logits", distiller.ENSEMBLES)
-    ensemble_views: int = _knob(1000, "views that a teacher averages over with --view=fix/ic_ens")
-    teacher_cache: str = _knob("", "a folder that keeps the teacher's logits of every view: another run with the same views does not ask it again")
-    hint: tuple = _knob((), "STUDENT_LAYER=TEACHER_LAYER whose outputs are compared as well; repeat it for more")
-    hint_loss: str = _knob("hint", "how", losses.FEATURES)
-    hint_weight: float = _knob(1.0, "weight of the hints' losses together")
-    soft_loss: str = _knob("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
-    hard_weight: typing.Optional[float] = _knob(None, "weight of the loss on labels; not given: the mode's own")
-    soft_weight: typing.Optional[float] = _knob(None, "weight of the soft loss; not given: the mode's own")
-    batch_size: int = _knob(128, "images a step")
-    optimizer: str = _knob("adam", "optimizer of every network", optimizers.BY_NAME)
-    learning_rate: float = _knob(1e-3, "peak learning rate")
-    schedule: str = _knob("cosine", "how learning rates fall to 0 after the warm-up", optimizers.SCHEDULES)
-    restart: bool = _knob(False, "let each phase have a schedule of its own instead of one over all phases; the paper does not say (QKD)")
-    weight_interval_rate: typing.Optional[float] = _knob(None, "peak learning rate of learned weight intervals; not given: --learning_rate")
-    activation_interval_rate: typing.Optional[float] = _knob(None, "peak learning rate of learned activation intervals; not given: --learning_rate")
-    warmup_epochs: float = _knob(0.0, "epochs of linear warm-up of the phases; teacher and float student take the same share of theirs")
-    weight_decay: float = _knob(0.0, "each step takes learning rate * weight_decay of every kernel away")
-    clip_norm: typing.Optional[float] = _knob(
+    teacher_width: float = flag(1.0, "multiplies the channels of a teacher by name")
+    teacher_epochs: int = flag(0, "epochs of float training of the teacher before the phases")
+    float_epochs: int = flag(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
+    weights: str = flag("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
+    activations: str = flag("interval:8", "quantizer of activations, likewise")
+    first: int = flag(8, "bits of the first weighted layer; 0: float")
+    last: int = flag(8, "bits of the last weighted layer; 0: float")
+    override: tuple = flag((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
+    calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
+    calibration_images: int = flag(512, "how many training images it looks at")
+    start: str = flag("", "weights that the student starts from; empty: float for a student from a file, else scratch", ("scratch", "float"))
+    phase: tuple = flag((), f"MODE:EPOCHS, MODE one of {', '.join(MODES)}; repeat it for more phases")
+    compare: bool = flag(False, "train the same student without the teacher as well")
+    seed: int = flag(0, "first seed of initial weights, order and views")
+    seeds: int = flag(1, "how many students, with seeds SEED, SEED+1, ...; their mean is reported, the first one is exported")
+    temperature: float = flag(1.0, "T of the soft loss")
+    ensemble: str = flag("sum", "of several teachers: the sum of their losses, or one of their mean logits", distiller.ENSEMBLES)
+    ensemble_views: int = flag(1000, "views that a teacher averages over with --view=fix/ic_ens")
+    teacher_cache: str = flag("", "a folder that keeps the teacher's logits of every view: another run with the same views does not ask it again")
+    hint: tuple = flag((), "STUDENT_LAYER=TEACHER_LAYER whose outputs are compared as well; repeat it for more")
+    hint_loss: str = flag("hint", "how", losses.FEATURES)
+    hint_weight: float = flag(1.0, "weight of the hints' losses together")
+    soft_loss: str = flag("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
+    hard_weight: typing.Optional[float] = flag(None, "weight of the loss on labels; not given: the mode's own")
+    soft_weight: typing.Optional[float] = flag(None, "weight of the soft loss; not given: the mode's own")
+    batch_size: int = flag(128, "images a step")
+    optimizer: str = flag("adam", "optimizer of every network", optimizers.BY_NAME)
+    learning_rate: float = flag(1e-3, "peak learning rate")
+    schedule: str = flag("cosine", "how learning rates fall to 0 after the warm-up", optimizers.SCHEDULES)
+    restart: bool = flag(False, "let each phase have a schedule of its own instead of one over all phases; the paper does not say (QKD)")
+    weight_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned weight intervals; not given: --learning_rate")
+    activation_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned activation intervals; not given: --learning_rate")
+    warmup_epochs: float = flag(0.0, "epochs of linear warm-up of the phases; teacher and float student take the same share of theirs")
+    weight_decay: float = flag(0.0, "each step takes learning rate * weight_decay of every kernel away")
+    clip_norm: typing.Optional[float] = flag(
         None, "clip the gradients of each optimizer together to this norm: kernels, and intervals with a rate of their own"
     )
-    dampening: float = _knob(0.0, "weight at the end, on a cosine from 0, of the loss that holds kernels of at most 4 bits at their codes; 0: none")
-    freeze: float = _knob(0.0, "frequency at the end, on a cosine from 0.1, above which an oscillating weight is frozen; 0: none (0.01 is the paper's)")
-    watch: bool = _knob(False, "record the share of oscillating weights among kernels of at most 4 bits")
-    batchnorm_batches: int = _knob(
+    dampening: float = flag(0.0, "weight at the end, on a cosine from 0, of the loss that holds kernels of at most 4 bits at their codes; 0: none")
+    freeze: float = flag(0.0, "frequency at the end, on a cosine from 0.1, above which an oscillating weight is frozen; 0: none (0.01 is the paper's)")
+    watch: bool = flag(False, "record the share of oscillating weights among kernels of at most 4 bits")
+    batchnorm_batches: int = flag(
         0, "training batches on which BatchNorm statistics are estimated anew before each evaluation and export; 0: as training left them"
     )
-    mixed_precision: str = _knob(
+    mixed_precision: str = flag(
         "", "what convolutions and dense layers compute in while training; weights, grids, logits and what is saved stay float32; empty: float32", HALVES
     )
-    jit_compile: bool = _knob(False, "compile the steps by XLA: other roundings, on some machines faster")
-    steps_per_execution: int = _knob(1, "steps of one call of TensorFlow; checkpoints and requests to stop wait for its end")
-    shrink: int = _knob(
+    jit_compile: bool = flag(False, "compile the steps by XLA: other roundings, on some machines faster")
+    steps_per_execution: int = flag(1, "steps of one call of TensorFlow; checkpoints and requests to stop wait for its end")
+    shrink: int = flag(
         1,
         "divides the sizes and widths that are given and, above 1, leaves networks by name one block in each of their first two stages, "
         "to try a configuration out",
     )
-    max_epochs: int = _knob(0, "no phase is longer than this; 0: as given")
+    max_epochs: int = flag(0, "no phase is longer than this; 0: as given")
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -311,59 +302,13 @@ class Config:
 
 
 _EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher:30"}
-_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
 
 
-def define(flag_values, cls=Config):
-    """Defines a flag for each field of `cls` on `flag_values`: nothing global."""
-    for field in dataclasses.fields(cls):
-        kind = {typing.Optional[float]: float, typing.Optional[int]: int}.get(field.type, field.type)
-        choices = field.metadata["choices"]
-        text = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-        _DEFINE[kind](field.name, list(field.default) if kind is tuple else field.default, text, flag_values=flag_values)
+def parse(argv, extra=()):
+    """(Config, {name: value} of `extra`) of a command line, as `commandline.parse`."""
+    return commandline.parse(argv, Config, extra)
 
 
-def parse(argv, cls=Config, extra=()):
-    """A command line as (an instance of `cls`, {name: value} of `extra`).
-
-    Args:
-        argv: the program's name and its arguments; --flagfile=FILE is read, later flags win.
-        extra: (name, default, help) of flags that are not part of the configuration.
-    Raises: BadInput for an unknown flag or value, a left-over argument or a flag file that is not there; SystemExit(0) after --help.
-    """
-    values = flags.FlagValues()
-    define(values, cls)
-    for name, default, text in extra:
-        _DEFINE[type(default)](name, default, text, flag_values=values)
-    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
-    flags.DEFINE_string("flagfile", "", "read flags from this file, one a line; later flags win", flag_values=values)
-    try:
-        rest = values(argv)[1:]
-    except flags.Error as error:
-        raise BadInput(f"{error}; --help lists the flags") from None
-    if values.help:
-        print(f"usage: {argv[0]} [--flagfile=FILE] [flags]\n\n{values.get_help()}")
-        sys.exit(0)
-    if rest:
-        raise BadInput(f"arguments: expected flags as --name=value, received {rest[0]!r}; --help lists the flags")
-    chosen = {f.name: getattr(values, f.name) for f in dataclasses.fields(cls)}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    return cls(**chosen), {name: getattr(values, name) for name, _, _ in extra}
-
-
-def program(main):
-    """Runs main() -> None as a program: a BadInput is one line on stderr and exit status 2, Ctrl-C exit status 130."""
-    try:
-        main()
-    except BadInput as error:
-        print(f"kerakd: {error}", file=sys.stderr)
-        sys.exit(2)
-    except tf.errors.OpError as error:
-        found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read
-        if not found:
-            raise
-        print(f"kerakd: {found[1]}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("kerakd: interrupted", file=sys.stderr)
-        sys.exit(130)
+def read(path):
+    """The Config of a flag file, as a run keeps it. Raises: BadInput."""
+    return parse(["run", f"--flagfile={path}"])[0]

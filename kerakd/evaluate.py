@@ -14,8 +14,9 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
+    from kerakd import commandline, data
     from kerakd import config as config_module
-    from kerakd import data
+    from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.rundir import RunDirectory, load_model, write_aside
     from kerakd.scheme import check_logits
@@ -144,23 +145,19 @@ def worst(counts, names, count=5):
     return [(int(wrong.flat[at]), names[at // len(counts)], names[at % len(counts)]) for at in order if wrong.flat[at]]
 
 
-def _flag(default, help, choices=None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none or don't go together."""
 
-    run: str = _flag("", "the directory of a run: its models, and its .tflite files where it was exported")
-    model: tuple = _flag((), "a .tflite, .keras or .h5 file; repeat it for more")
-    dataset: str = _flag("", "digits, or a TFDS name, of whose test images the question is; empty: the run's")
-    data_dir: str = _flag("", "where TFDS keeps its datasets; empty: the run's, or TFDS's default")
-    image_size: int = _flag(0, "height and width of the images; 0: what each model takes")
-    values: str = _flag("-1..1", "what a --model takes its images in", tuple(VALUES))
-    picture: str = _flag("", "a .png for the confusion of the last of them")
-    json: str = _flag("", "a file for all figures")
-    overwrite: bool = _flag(False, "replace files that exist")
+    run: str = flag("", "the directory of a run: its models, and its .tflite files where it was exported")
+    model: tuple = flag((), "a .tflite, .keras or .h5 file; repeat it for more")
+    dataset: str = flag("", "digits, or a TFDS name, of whose test images the question is; empty: the run's")
+    data_dir: str = flag("", "where TFDS keeps its datasets; empty: the run's, or TFDS's default")
+    image_size: int = flag(0, "height and width of the images; 0: what each model takes")
+    values: str = flag("-1..1", "what a --model takes its images in", tuple(VALUES))
+    picture: str = flag("", "a .png for the confusion of the last of them")
+    json: str = flag("", "a file for all figures")
+    overwrite: bool = flag(False, "replace files that exist")
 
     def __post_init__(self):
         if bool(self.run) == bool(self.model):
@@ -179,12 +176,8 @@ class Options:
             if not pathlib.Path(path).is_file():
                 raise BadInput(f"--model: expected a file, received {path}, which is not there")
         for name, path, kind in (("picture", self.picture, ".png"), ("json", self.json, ".json")):
-            if path and pathlib.Path(path).suffix != kind:
-                raise BadInput(f"--{name}: expected a {kind} file, received {path!r}")
-            if path and not pathlib.Path(path).parent.is_dir():
-                raise BadInput(f"--{name}: expected a folder that exists, received {pathlib.Path(path).parent}; make it first")
-            if path and pathlib.Path(path).exists() and not self.overwrite:
-                raise BadInput(f"--{name}: expected a new file, received {path}, which exists; give --overwrite to replace it")
+            if path:
+                commandline.check_new(name, path, (kind,), self.overwrite)
 
 
 def _found(options):
@@ -193,7 +186,7 @@ def _found(options):
         return {path: pathlib.Path(path) for path in options.model}, options.dataset, options.data_dir, False
     directory = RunDirectory(options.run)
     results = directory.results()
-    config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
+    config = config_module.read(directory.path / "flags.cfg")
     order = list(results)
     models = {path.stem: path for path in (directory.path / "models").glob("*.keras")}
     paths = {name: models[name] for name in sorted(models, key=lambda name: (order.index(name) if name in order else len(order), name))}
@@ -228,7 +221,7 @@ def _size(name, shape, asked, test):
 
 
 def main():
-    options, _ = config_module.parse(["python -m kerakd.evaluate", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m kerakd.evaluate", *sys.argv[1:]], Options)
     paths, dataset, data_dir, synthetic = _found(options)
     loaded = {name: _loaded(path, options.values) for name, path in paths.items()}
     largest = max(options.image_size or shape[0] or 0 for _, shape in loaded.values())
@@ -260,4 +253,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

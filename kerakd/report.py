@@ -21,8 +21,9 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
+    from kerakd import commandline, page
     from kerakd import config as config_module
-    from kerakd import page
+    from kerakd.commandline import flag
     from kerakd.config import Config
     from kerakd.errors import BadInput
     from kerakd.rundir import RunDirectory, write_aside
@@ -85,30 +86,20 @@ def curves(rows, path):
     write_aside(path, lambda aside: figure_of(rows).savefig(aside, dpi=120))
 
 
-def _flag(default, help):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": None})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none or don't go together."""
 
-    run: tuple = _flag((), "the directory of a complete run; repeat it for more")
-    out: str = _flag("report.png", "the picture, or a page, .html, with that and more")
-    overwrite: bool = _flag(False, "replace a file that exists")
+    run: tuple = flag((), "the directory of a complete run; repeat it for more")
+    out: str = flag("report.png", "the picture, or a page, .html, with that and more")
+    overwrite: bool = flag(False, "replace a file that exists")
 
     def __post_init__(self):
         if not self.run:
             raise BadInput("--run: expected the directory of a run, received none; give --run=DIR, once or more")
         if len({pathlib.Path(path).resolve() for path in self.run}) < len(self.run):
             raise BadInput(f"--run: expected each run once, received {', '.join(self.run)}; leave the repeated one away")
-        out = pathlib.Path(self.out)
-        if out.suffix not in (".png", ".html") or out.is_dir():
-            raise BadInput(f"--out: expected a .png or an .html file, received {self.out!r}; give --out=report.png")
-        if not out.parent.is_dir():
-            raise BadInput(f"--out: expected a folder that exists, received {out.parent}; make it first")
-        if out.exists() and not self.overwrite:
-            raise BadInput(f"--out: expected a new file, received {self.out}, which exists; give --overwrite to replace it")
+        commandline.check_new("out", self.out, (".png", ".html"), self.overwrite)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,7 +172,7 @@ def read(path, name):
     """The Run in a directory. Raises: BadInput for one that is not complete or can't be read."""
     directory = RunDirectory(path)
     results = _readable(path, "results.json", directory.results)
-    config = _readable(path, "flags.cfg", lambda: config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])[0])
+    config = _readable(path, "flags.cfg", lambda: config_module.read(directory.path / "flags.cfg"))
     found = collections.defaultdict(dict)
     for key, value in _readable(path, "results.json", lambda: dict(results)).items():
         kind = re.fullmatch(r"(taught|alone|teacher)_?(\d*)", key)
@@ -358,7 +349,7 @@ def html(runs, directories):
 
 
 def main():
-    options, _ = config_module.parse(["python -m kerakd.report", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m kerakd.report", *sys.argv[1:]], Options)
     short = [pathlib.Path(path).resolve().name for path in options.run]
     runs = [read(path, name if short.count(name) == 1 else path) for path, name in zip(options.run, short)]
     print("test accuracy, mean over seeds; gain with its standard deviation over seeds\n")
@@ -374,4 +365,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

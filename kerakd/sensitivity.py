@@ -10,7 +10,6 @@ accuracy that is predicted is that of all chosen widths together, measured, befo
 
 import dataclasses
 import json
-import pathlib
 import re
 import sys
 
@@ -20,9 +19,10 @@ with quiet.native_chatter_off():
     import numpy as np
     import tqdm
 
+    from kerakd import commandline, data, evaluate, graph
     from kerakd import config as config_module
-    from kerakd import data, evaluate, graph
     from kerakd.calibration import fit_weight_intervals
+    from kerakd.commandline import flag
     from kerakd.config import is_file
     from kerakd.errors import BadInput
     from kerakd.quantizers import Interval, parse
@@ -126,22 +126,18 @@ def figure_of(found, accuracy):
     return figure
 
 
-def _flag(default, help):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": None})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none."""
 
-    run: str = _flag("", "the directory of a complete run with a float student")
-    widths: str = _flag("2,3,4,8", "bits that kernels are tried at")
-    images: int = _flag(2000, "training images that are asked")
-    budget: int = _flag(0, "bytes that all kernels may take; 0: none")
-    trained: str = _flag("", "the directory of a run with the widths that were proposed: its accuracy is printed beside the prediction")
-    picture: str = _flag("", "a .png of what each layer loses")
-    json: str = _flag("", "a file for all figures")
-    overwrite: bool = _flag(False, "replace files that exist")
+    run: str = flag("", "the directory of a complete run with a float student")
+    widths: str = flag("2,3,4,8", "bits that kernels are tried at")
+    images: int = flag(2000, "training images that are asked")
+    budget: int = flag(0, "bytes that all kernels may take; 0: none")
+    trained: str = flag("", "the directory of a run with the widths that were proposed: its accuracy is printed beside the prediction")
+    picture: str = flag("", "a .png of what each layer loses")
+    json: str = flag("", "a file for all figures")
+    overwrite: bool = flag(False, "replace files that exist")
 
     def __post_init__(self):
         if not self.run:
@@ -152,10 +148,8 @@ class Options:
             if getattr(self, name) < least:
                 raise BadInput(f"--{name}: expected {least} or more, received {getattr(self, name)}")
         for name, path, kind in (("picture", self.picture, ".png"), ("json", self.json, ".json")):
-            if path and (pathlib.Path(path).suffix != kind or not pathlib.Path(path).parent.is_dir()):
-                raise BadInput(f"--{name}: expected a {kind} file in a folder that exists, received {path!r}")
-            if path and pathlib.Path(path).exists() and not self.overwrite:
-                raise BadInput(f"--{name}: expected a new file, received {path}, which exists; give --overwrite to replace it")
+            if path:
+                commandline.check_new(name, path, (kind,), self.overwrite)
 
     @property
     def bits(self):
@@ -171,10 +165,10 @@ def _float_net(directory, config):
 
 
 def main():
-    options, _ = config_module.parse(["python -m kerakd.sensitivity", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m kerakd.sensitivity", *sys.argv[1:]], Options)
     directory = RunDirectory(options.run)
     directory.results()
-    config, _ = config_module.parse(["run", f"--flagfile={directory.path / 'flags.cfg'}"])
+    config = config_module.read(directory.path / "flags.cfg")
     if options.budget and config.override:
         raise BadInput(f"--budget: expected a run without --override, whose patterns would come first, received {', '.join(config.override)}")
     trained = RunDirectory(options.trained).results() if options.trained else {}
@@ -220,4 +214,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

@@ -16,7 +16,7 @@ with quiet.native_chatter_off():
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd import batchnorm, data, evaluate, models, optimizers, oscillation, report
+    from kerakd import batchnorm, commandline, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
     from kerakd.checks import broken, check_finite, first_not_finite
@@ -439,4 +439,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

@@ -59,7 +59,7 @@ def here(monkeypatch, capsys):
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd.config import program
+    from kerakd.commandline import program
     from kerakd.keep import StopRequest
 
     def here(main, *arguments):

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from absl import flags
 
-from kerakd import config, quantizers, scheme
+from kerakd import commandline, quantizers, scheme
 from kerakd.config import Config, parse
 from kerakd.errors import BadInput
 from kerakd.teachers import Teacher
@@ -71,7 +71,7 @@ def test_later_flags_win_over_a_flag_file(tmp_path):
 
 def test_every_field_is_a_flag_with_help():
     values = flags.FlagValues()
-    config.define(values)
+    commandline.define(values, Config)
     assert {field.name for field in dataclasses.fields(Config)} == set(values)
     assert all(values[name].help for name in values)
 

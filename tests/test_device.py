@@ -15,7 +15,7 @@ from conftest import run_program
 
 import kerakd
 from export import card, device
-from kerakd import config as config_module
+from kerakd import commandline
 from kerakd.tflite import flatfile, runtime
 
 L = keras.layers
@@ -111,7 +111,7 @@ def run(monkeypatch, capfd):
         monkeypatch.setattr(sys, "argv", ["device", *map(str, arguments)])
         status = 0
         try:
-            config_module.program(device.main)
+            commandline.program(device.main)
         except SystemExit as end:
             status = end.code
         return status, *capfd.readouterr()

@@ -12,7 +12,7 @@ from conftest import run_program
 
 import kerakd
 from export import tflite as program
-from kerakd import BadInput, config, data
+from kerakd import BadInput, commandline, data
 from kerakd.rundir import RunDirectory
 from kerakd.tflite import flatfile, runtime
 from kerakd.tflite.codes import ideal_bytes
@@ -148,7 +148,7 @@ def test_a_table_of_codes_that_exists_is_kept_and_its_folder_has_to_be_there(exp
         return program._outputs(program.Options(run=str(exported[0]), out=str(tmp_path / "new.tflite"), **flags))
 
     existing = str(exported[0] / "codes.npz")
-    with pytest.raises(BadInput, match="--codes: expected new files, received .*codes.npz, which exists; give --overwrite or another --codes"):
+    with pytest.raises(BadInput, match="--codes: expected a new file, received .*codes.npz, which exists; give --overwrite or another --codes"):
         outputs(codes=existing)
     with pytest.raises(BadInput, match="--codes: expected a folder that exists, received nowhere; make it first"):
         outputs(codes="nowhere/x.npz")
@@ -164,7 +164,7 @@ DEFAULT = ("codes", "int8", "unpacked", "emulated")
 
 def test_everything_is_required_unless_something_is_named():
     def required(*flags):
-        return config.parse(["x", *flags], program.Options)[0].require
+        return commandline.parse(["x", *flags], program.Options)[0].require
 
     assert required() == DEFAULT == tuple(name for name in program.REQUIREMENTS if name != "none")
     assert required("--require=none") == ("none",)

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "quiet", "chatter", "devices"},
+    {"errors", "quiet", "chatter", "commandline", "devices"},
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
     {"wrapper", "calibration", "scheme", "oscillation", "recast", "carry", "hints", "modes", "checks", "distiller"},
     {"config", "rundir", "cache", "teachers", "lessons", "tflite"},

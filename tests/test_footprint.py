@@ -13,8 +13,7 @@ from conftest import run_program
 import kerakd
 from export import footprint as program
 from export.footprint import Footprint, Network, Options, footprint
-from kerakd import config as config_module
-from kerakd import models
+from kerakd import commandline, models
 from kerakd.errors import BadInput
 from kerakd.scheme import plan
 from kerakd.tflite import flatfile
@@ -189,7 +188,7 @@ def test_the_program_writes_picture_and_figures_and_overwrites_nothing(open_file
     before = out.stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", ["footprint", *arguments])
     with pytest.raises(SystemExit) as ended:  # what the program does at its end, without another ten seconds of imports
-        config_module.program(program.main)
+        commandline.program(program.main)
     assert ended.value.code == 2 and out.stat().st_mtime_ns == before
     (line,) = capsys.readouterr().err.splitlines()
     assert f"received {out}, which exists; give --overwrite" in line

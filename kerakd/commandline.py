@@ -1,0 +1,89 @@
+"""What every program here shares: flags from the fields of a dataclass, files that it may write, and how it ends."""
+
+import dataclasses
+import pathlib
+import re
+import sys
+import typing
+
+import tensorflow as tf
+from absl import flags
+
+from kerakd.errors import BadInput
+
+
+def flag(default, help, choices=None, file=False):
+    """A field of a dataclass that is a flag of its name.
+
+    choices: what --help lists; the dataclass checks them. file: whether it takes a model file beside them.
+    """
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices, "file": file})
+
+
+def check_new(name, path, suffixes, overwrite):
+    """A file that a program may write. Raises: BadInput for another suffix, a folder that is not there, a file that is and may not be replaced."""
+    received, path = path, pathlib.Path(path)
+    if path.suffix not in suffixes or path.is_dir():
+        raise BadInput(f"--{name}: expected a {' or '.join(suffixes)} file, received {received!r}; give --{name}=NAME{suffixes[0]}")
+    if not path.parent.is_dir():
+        raise BadInput(f"--{name}: expected a folder that exists, received {path.parent}; make it first")
+    if path.exists() and not overwrite:
+        raise BadInput(f"--{name}: expected a new file, received {received}, which exists; give --overwrite to replace it, or another --{name}")
+
+
+_DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
+
+
+def define(flag_values, cls):
+    """Defines a flag for each field of `cls` on `flag_values`: nothing global."""
+    for field in dataclasses.fields(cls):
+        kind = {typing.Optional[float]: float, typing.Optional[int]: int}.get(field.type, field.type)
+        choices = field.metadata["choices"]
+        text = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
+        _DEFINE[kind](field.name, list(field.default) if kind is tuple else field.default, text, flag_values=flag_values)
+
+
+def parse(argv, cls, extra=()):
+    """A command line as (an instance of `cls`, {name: value} of `extra`).
+
+    Args:
+        argv: the program's name and its arguments; --flagfile=FILE is read, later flags win.
+        extra: (name, default, help) of flags that are not part of the configuration.
+    Raises: BadInput for an unknown flag or value, a left-over argument or a flag file that is not there; SystemExit(0) after --help.
+    """
+    values = flags.FlagValues()
+    define(values, cls)
+    for name, default, text in extra:
+        _DEFINE[type(default)](name, default, text, flag_values=values)
+    flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
+    flags.DEFINE_string("flagfile", "", "read flags from this file, one a line; later flags win", flag_values=values)
+    try:
+        rest = values(argv)[1:]
+    except flags.Error as error:
+        raise BadInput(f"{error}; --help lists the flags") from None
+    if values.help:
+        print(f"usage: {argv[0]} [--flagfile=FILE] [flags]\n\n{values.get_help()}")
+        sys.exit(0)
+    if rest:
+        raise BadInput(f"arguments: expected flags as --name=value, received {rest[0]!r}; --help lists the flags")
+    chosen = {f.name: getattr(values, f.name) for f in dataclasses.fields(cls)}
+    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
+    return cls(**chosen), {name: getattr(values, name) for name, _, _ in extra}
+
+
+def program(main):
+    """Runs main() -> None as a program: a BadInput is one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    try:
+        main()
+    except BadInput as error:
+        print(f"kerakd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except tf.errors.OpError as error:
+        found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read
+        if not found:
+            raise
+        print(f"kerakd: {found[1]}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("kerakd: interrupted", file=sys.stderr)
+        sys.exit(130)
