@@ -5,7 +5,8 @@
 Each peer runs in a virtual environment of its own, which this program makes in --workdir; the script of a peer is in benchmarks/peer.
 Every variant trains for --steps steps of 128 images in float32 (SGD with momentum, rate 0.01 on half a cosine) from the float student
 of results/cifar10/float_0, then is measured on the 10,000 test images, and so is the TFLite file that the peer makes of it.
-TFDS_DATA_DIR says where CIFAR-10 is. A variant that is in FILE already is not run again.
+TFDS_DATA_DIR says where CIFAR-10 is. A variant that is in FILE already is not run again. PyPI's torch for Linux brings gigabytes of CUDA;
+pip's own settings (PIP_EXTRA_INDEX_URL) can name an index with its CPU build.
 """
 
 import argparse
@@ -23,8 +24,10 @@ with kerakd.quiet.native_chatter_off():
     import numpy as np
 
     from benchmarks.accuracy import machine
-    from benchmarks.tables import CIFAR10, RESULTS
+    from benchmarks.rows import CIFAR10, RESULTS
     from kerakd import data, rundir
+    from kerakd.rundir import write_aside
+    from kerakd.tflite import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
 TF = ["tensorflow==2.21.0", "tf_keras==2.21.0", "tensorflow-model-optimization==0.8.1"]
@@ -32,11 +35,11 @@ PEERS = {  # name: (script, what is installed; None is kerakd's own environment)
     "kerakd": ("kerakd_itself", None),
     "tfmot default QAT": ("tfmot_default", TF),
     "tfmot n-bit": ("tfmot_nbit", TF),
-    "QKeras": ("qkeras_layers", ["qkeras==0.9.0", "tensorflow==2.15.1", "pyparsing"]),
+    "QKeras": ("qkeras_layers", ["qkeras==0.9.0", "tensorflow==2.15.1", "pyparsing==3.3.3"]),
     "Brevitas": ("brevitas_layers", ["torch==2.13.0", "brevitas==0.13.4"]),
     "keras.distillation": ("keras3_distillation", ["keras==3.15.1", "tensorflow==2.21.0"]),
 }
-VARIANTS = ("8", "4", "2", "ternary", "float KD")
+VARIANTS = ("8", "4", "2", "ternary", "float KD")  # bits of weights and activations; ternary weights with 8-bit activations
 BATCH = 128
 
 
@@ -73,24 +76,51 @@ def environment(name, packages, workdir):
     return folder / "bin/python"
 
 
-def run(python, script, task, variant):
-    """What the script says, or {"error": its last words}."""
-    command = [python, "-m", f"benchmarks.peer.{script}", task, variant]
-    quiet = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+def installed(python, packages):
+    """{package: its version} in an environment."""
+    listed = subprocess.run([python, "-m", "pip", "list", "--format=json", "--disable-pip-version-check"], check=True, capture_output=True, text=True).stdout
+    versions = {entry["name"].lower().replace("_", "-"): entry["version"] for entry in json.loads(listed)}
+    names = [name.split("==")[0].replace("_", "-") for name in packages or TF]
+    return {name: versions[name] for name in names}
+
+
+def run(python, script, task, variant, file):
+    """What the script says. Raises: SystemExit with its last words where it says nothing."""
+    command = [python, "-m", f"benchmarks.peer.{script}", task, variant, file]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     said = [line for line in done.stdout.splitlines() if line.startswith("FIGURES ")]
-    if said:
-        return json.loads(said[-1].removeprefix("FIGURES "))
-    return {"error": (done.stderr.strip().splitlines() or [f"ended with {done.returncode}"])[-1][:300]}
+    if not said:
+        raise SystemExit(f"{script} {variant} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return {key: value.replace(str(ROOT), "") if isinstance(value, str) else value for key, value in json.loads(said[-1].removeprefix("FIGURES ")).items()}
+
+
+def of_file(contents, task):
+    """{"bytes", "file_accuracy"} by LiteRT on all test images."""
+    images, labels = (np.load(task / f"test_{name}.npy") for name in ("images", "labels"))
+    logits = runtime.run(contents, images.astype(np.float32))
+    return {"bytes": len(contents), "file_accuracy": float(np.mean(logits.argmax(-1) == labels))}
+
+
+def times(files, rounds=300):
+    """{name: median milliseconds} of files on an image, one thread, each in turn, round after round."""
+    made = {name: runtime.interpreter(contents) for name, contents in files.items()}
+    taken = {name: [] for name in files}
+    for _ in range(rounds):
+        for name, interpreter in made.items():
+            start = time.perf_counter()
+            interpreter.invoke()
+            taken[name].append(1e3 * (time.perf_counter() - start))
+    return {name: float(np.median(values)) for name, values in taken.items()}
 
 
 def shown(figures):
-    if "error" in figures:
-        return f"-  ({figures['error']})"
+    if "absent" in figures:
+        return f"-  (has no {figures['absent']})"
     found = [f"{figures['step_ms']:.0f} ms a step", f"accuracy {figures['accuracy']:.4f}"]
     if "bytes" in figures:
-        found.append(f"its file {figures['file_accuracy']:.4f}, {figures['bytes']} bytes, {figures['ms']:.2f} ms an image")
-    return ", ".join(found) + (f"; no file: {figures['file_error']}" if "file_error" in figures else "")
+        found.append(f"its file {figures['file_accuracy']:.4f}, {figures['bytes']} bytes")
+    return ", ".join(found) + (f"; no file: {figures['no_file']}" if "no_file" in figures else "")
 
 
 def main():
@@ -100,23 +130,31 @@ def main():
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/peers"))
     parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "peers.json")
     options = parser.parse_args()
+    if options.steps < 10:
+        parser.error(f"--steps: expected 10 or more, of which the later half is timed, received {options.steps}")
+    about = {"steps": options.steps, "machine": machine()}
+    found = json.loads(options.json.read_text()) if options.json.exists() else {**about, "versions": {}, "variants": {}}
+    if any(found[key] != value for key, value in about.items()):
+        parser.error(f"--json: expected a file of {about}, received {options.json} of other steps or another machine; name another, or delete it")
     task = (options.workdir / "task").resolve()
     write_task(task, options.steps, 0.01)
-    found = json.loads(options.json.read_text()) if options.json.exists() else {"variants": {}}
     for name in options.peer or PEERS:
         script, packages = PEERS[name]
         python = environment(name, packages, options.workdir.resolve())
-        for variant in (variant for variant in VARIANTS if variant not in found["variants"].get(name, {})):
-            figures = run(python, script, task, variant)
-            found["variants"].setdefault(name, {})[variant] = figures
-            found |= {
-                "machine": machine(),
-                "date": time.strftime("%Y-%m-%d"),
-                "steps": options.steps,
-                "packages": {peer: packages for peer, (_, packages) in PEERS.items()},
-            }
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+        found["versions"][name] = installed(python, packages)
+        for variant in (variant for variant in VARIANTS if variant not in found["variants"].setdefault(name, {})):
+            file = task / f"{script}_{variant.replace(' ', '_')}.tflite"
+            figures = run(python, script, task, variant, file)
+            figures |= of_file(file.read_bytes(), task) if figures.pop("file", None) else {}
+            found["variants"][name][variant] = figures
+            found["date"] = time.strftime("%Y-%m-%d")
+            write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
             print(f"{name:20} {variant:9} {shown(figures)}", flush=True)
+    with_files = [(name, variant) for name, variants in found["variants"].items() for variant, figures in variants.items() if "bytes" in figures]
+    files = {key: (task / f"{PEERS[key[0]][0]}_{key[1].replace(' ', '_')}.tflite").read_bytes() for key in with_files}
+    for (name, variant), took in times(files).items():
+        found["variants"][name][variant]["file_ms"] = took
+    write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
 
 
 if __name__ == "__main__":

@@ -4,81 +4,53 @@ python -m benchmarks.tables        (make results)
 """
 
 import json
-import pathlib
 import statistics
 
-RESULTS = pathlib.Path("results")
-CIFAR10 = RESULTS / "cifar10"
-FUNMATCH_VIEWS = {
-    "fixed": "teacher asked once about the whole image",
-    "independent": "teacher sees a crop of its own",
-    "same": "teacher and student see the same crop",
-    "matching": "the same crop, mixed with its neighbour's: function matching",
-}
-QKD_PHASES = {"ss": "SS alone: no teacher", "ss_tu": "SS + TU", "ss_cs": "SS + CS", "ss_cs_tu": "SS + CS + TU"}
+from benchmarks import pictures
+from benchmarks.rows import CIFAR10, LIMITS, RESULTS, ROWS, SECTIONS
 
-
-def _apprentice(kind):
-    return {
-        kind: "no teacher, from scratch",
-        f"{kind}_a": "A: teacher and student together, from scratch",
-        f"{kind}_b": "B: under the trained teacher, from scratch",
-        f"{kind}_c_alone": "no teacher, from the float student",
-        f"{kind}_c": "C: under the trained teacher, from the float student",
-    }
-
-
-SECTIONS = {
-    "Float": {
-        "teacher": "teacher: ResNet-20 of twice the width",
-        "float": "student, alone",
-        "float_taught": "student, distilled (T 4)",
-        "float_longer": "student, six epochs more, alone",
-    },
-    "Apprentice, ternary weights and 8-bit activations": _apprentice("ternary"),
-    "Apprentice, 4-bit weights (WRPN) and 8-bit activations": _apprentice("w4a8"),
-    **{f"QKD, W{b}A{b}, from the float student": {f"qkd_w{b}a{b}_{phases}": text for phases, text in QKD_PHASES.items()} for b in (4, 3, 2)},
-    **{
-        f"FunMatch, {title}, {epochs} epochs": {f"funmatch_{kind}_{view}_{epochs}": text for view, text in FUNMATCH_VIEWS.items()}
-        for kind, title in (("float", "float"), ("ternary", "ternary weights and 8-bit activations"))
-        for epochs in (3, 6)
-    },
-    "kerakd's best: under the trained teacher at T 4, an interval or scale for each channel, from the float student": {
-        "best_ternary": "ternary weights, 8-bit activations",
-        "best_w4a4": "4-bit weights and activations",
-        "best_w2a2": "2-bit weights and activations",
-        "mobilenet": "MobileNetV2 of half the width, float, alone",
-        "best_mobilenet_w4a4": "MobileNetV2 of half the width, 4-bit weights and activations",
-    },
-}
 INTRODUCTION = """# Measured on CIFAR-10
 
-ResNet-20 students (0.27 million weights) on CIFAR-10's 50,000 training images, tested on all 10,000 test images. A low-bit row's
-number is that of its int8 `.tflite`, run by LiteRT; a float row's that of the Keras network. First and last layer have 8 bits.
+Students on CIFAR-10's 50,000 training images, tested on all 10,000 test images: ResNet-20 (0.27 million weights), and MobileNetV2 where
+a row says so. A low-bit row's number is that of its int8 `.tflite`, run by LiteRT; a float row's that of the Keras network in float32.
+First and last layer have 8 bits. All rows train in mixed bfloat16 and share [common.cfg](cifar10/common.cfg) but for what they set themselves.
 
-Every student trains for six epochs, where the papers train for 100 and more: two cores have no more time. So the float student is
-below the 91 to 92 % that it reaches at full length, and rows are for comparison with each other. All rows share
-[common.cfg](cifar10/common.cfg); each has its own configuration, linked from its name, and is run again by
+Students train for six epochs (three where it is said; those that start from the float student for six more), where the papers train
+for 100 and more: two cores have no more time. So the float student is well below the 91.25 % that He et al. 2016 report for
+ResNet-20, and rows are for comparison with each other. One seed differs from another by some tenths of a point.
+
+Each row has a configuration, linked from its name. With CIFAR-10 prepared (BUILD.md, Data) where TFDS_DATA_DIR says, either of
 
 ```sh
-python -m kerakd.train --flagfile=results/cifar10/ROW.cfg --workdir=runs/cifar10/ROW_0
-python -m benchmarks.accuracy --row=ROW     # the same with export and proof, kept as results/cifar10/ROW_0
-make results                                # these tables and pictures from what is kept
+python -m kerakd.train --flagfile=results/cifar10/ROW.cfg --workdir=runs/ROW            # trains it again
+python -m benchmarks.accuracy --row=ROW --seeds=2                                       # trains, exports and keeps what is not kept here yet
 ```
 
-*exact*: on 1,000 test images every logit of the file equals the trained student's, and every kernel's code.
-*against float*: points above the float student that trained as long, alone: `float` for a row from scratch, `float_longer` for one
-that starts from its weights, `mobilenet` for MobileNetV2. *minutes*: of training, wall-clock, on one core of a busy machine."""
-PICTURES = [
-    f"![{what}]({name}.png)"
-    for name, what in {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs", "step": "accuracy against the time of a step"}.items()
-]
-ROWS = [row for rows in SECTIONS.values() for row in rows]
-SHIPPED = ("teacher_0", "float_0", "mobilenet_0")  # whose networks are kept, as other rows start from them
+and `make results` makes these tables and pictures from what is kept.
+
+*against float*: points above the float student that trained as long in all, alone: `float`, `float_longer` for a row that starts from its
+weights, `float_3` for three epochs. *file*: *exact* where on 1,000 test images every logit of the file and every kernel's code equals that
+of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by
+at most *moved* steps of the output. *minutes*: of training, wall-clock, on so many cores of a busy machine; a row that was the first to ask
+the teacher about its views paid for those after it, which read its answers from a cache."""
+IMAGES = {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs"}
+COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "minutes (cores)", "date")
+PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
+views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own. A file is what
+TensorFlow's converter makes of a Keras peer's network; its accuracy on all 10,000 test images and milliseconds an image (one thread,
+all files in turn) are LiteRT's.
+
+What each was told: tfmot nothing: its default scheme, and its experimental n-bit scheme with that width for every layer, the first and
+last too; both learn activations' ranges as moving averages of 0.999, which in so few steps hardly leave where they begin. QKeras
+`quantized_bits(b,0,1,alpha='auto')` and `ternary(alpha='auto')`, `quantized_relu` with the integer bits that the float student's
+activations need on a batch, first and last kernel in 8 bits. Brevitas `Int8WeightPerTensorFloatMSE`, `Uint8ActPerTensorFloat` with ranges
+collected for 30 steps, `SignedTernaryWeightPerTensorConst` (whose scale is a constant 0.1), first and last kernel in 8 bits. kerakd
+`Interval`, calibrated by `mse`, activations with LSQ's gradient scale, kernels' intervals at a rate of 0.0001, `Ternary`; first and last
+layer in 8 bits. Sums of residual branches and images stay float in QKeras and Brevitas; in kerakd and tfmot they are integers."""
 
 
 def runs():
-    """{row: [what results/cifar10/ROW_SEED/run.json says, in order of seeds]} of the runs that were made."""
+    """{row: [what results/cifar10/ROW_SEED holds, in order of seeds]} of the runs that were kept."""
     found = {row: [] for row in ROWS}
     for path in sorted(CIFAR10.glob("*/run.json")):
         row, _, seed = path.parent.name.rpartition("_")
@@ -97,141 +69,128 @@ def percent(accuracy):
     return f"{100 * accuracy:.2f}"
 
 
-def reference(row):
-    """The row of the float student that trained as long in all, alone."""
-    if "mobilenet" in row:
-        return "mobilenet"
-    return "float_longer" if "--student=results/cifar10/float_0" in (CIFAR10 / f"{row}.cfg").read_text() else "float"
+def points(row, other, found):
+    """(how many points a row is above another on the seeds that both have, how many those are); None if there are none."""
+    accuracies = [{run["seed"]: run["accuracy"] for run in found[name]} if name else {} for name in (row, other)]
+    both = accuracies[0].keys() & accuracies[1].keys()
+    return (100 * statistics.mean(accuracies[0][seed] - accuracies[1][seed] for seed in both), len(both)) if both else None
 
 
-def against(row, found):
-    """Points above the row's reference; None if that was not run."""
-    reference_runs = found[reference(row)]
-    return 100 * (mean(found[row]) - mean(reference_runs)) if reference_runs and found[row] else None
+def _file(made):
+    """(whether the files are exact, how far rounding moved logits) of a row's runs."""
+    proofs = [run["card"]["proofs"]["int8"] for run in made if run["card"]]
+    if not proofs:
+        return "float", ""
+    return "exact" if all(proof["exact"] for proof in proofs) else "not exact", f"{max(proof['moved_steps'] for proof in proofs):.0f}"
 
 
-def _signed(points):
-    return "" if points is None else f"{points:+.2f}"
+def _minutes(made):
+    timed = [run for run in made if "seconds" in run]
+    return f"{statistics.mean(run['seconds'] / 60 for run in timed):.0f} ({timed[0]['threads']})" if timed else ""
 
 
-def _row(row, text, found):
-    made = found[row]
-    exact = {run["card"]["proofs"]["int8"]["exact"] for run in made if run["card"]}
+def _line(name, row, found):
+    made, gain = found[name], points(name, row.against, found)
     cells = [
-        f"[{row}](cifar10/{row}.cfg)",
-        text,
+        f"[{name}](cifar10/{name}.cfg)",
+        row.what,
         percent(mean(made)),
-        ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "",
-        _signed(against(row, found)),
+        ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "1",
+        f"{gain[0]:+.2f}" if gain else "",
         str(len(made[0]["metrics"])),
         f"{made[0]['bytes']:,}",
-        "float" if not exact else "exact" if exact == {True} else "not exact",
-        f"{statistics.mean(run['seconds'] / 60 for run in made):.0f}",
+        *_file(made),
+        _minutes(made),
         ", ".join(sorted({run["finished"] for run in made})),
     ]
     return f"| {' | '.join(cells)} |"
 
 
-COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "minutes", "date")
-
-
 def section(title, rows, found):
     """The lines of a table: its rows that were run, and the names of those that were not."""
-    made = {row: text for row, text in rows.items() if found[row]}
+    made = {name: row for name, row in rows.items() if found[name]}
     lines = [f"### {title}", ""]
     if made:
-        lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *(_row(row, text, found) for row, text in made.items()), ""]
+        lines += [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|", *(_line(name, row, found) for name, row in made.items()), ""]
     if len(made) < len(rows):
-        lines += [f"Not run yet: {', '.join(row for row in rows if row not in made)}.", ""]
+        lines += [f"Not run yet: {', '.join(name for name in rows if name not in made)}.", ""]
     return lines
 
 
-def _best(rows, found):
-    return max((row for row in rows if found[row]), key=lambda row: mean(found[row]), default=None)
+def _reached(gain, least):
+    if gain is None:
+        return "not run yet"
+    return f"{'yes' if gain[0] >= least else 'no'}: {gain[0]:+.2f} (seeds: {gain[1]})"
 
 
-LIMITS = {  # which rows, and how many points below float the best of them may be
-    "4-bit weights and activations": ("w4a4", 0.0),
-    "ternary weights, 8-bit activations": ("ternary", 0.7),
-    "2-bit weights and activations": ("w2a2", 2.0),
-}
-TAUGHT = {  # a row with a teacher: the same without
-    **{f"{kind}_{scheme}": kind for kind in ("ternary", "w4a8") for scheme in ("a", "b")},
-    **{f"{kind}_c": f"{kind}_c_alone" for kind in ("ternary", "w4a8")},
-    **{f"qkd_w{b}a{b}_{phases}": f"qkd_w{b}a{b}_ss" for b in (4, 3, 2) for phases in ("ss_tu", "ss_cs", "ss_cs_tu")},
-}
-
-
-def targets(found):
-    """The lines on what was aimed at: how near float the low-bit rows come, and what the teacher is worth in each."""
-    lines = ["## Aims", "", "| aim | reached | by |", "|---|---|---|"]
-    for what, (kind, limit) in LIMITS.items():
-        best = _best([row for row in ROWS if kind in row and "mobilenet" not in row], found)
-        points = best and against(best, found)
-        if points is not None:
-            aim = f"at most {limit} points below float" if limit else "not below float"
-            lines.append(f"| {what}: {aim} | {'yes' if points >= -limit else 'no'}, {points:+.2f} | {best} |")
-    for taught, alone in TAUGHT.items():
-        if found[taught] and found[alone]:
-            gain = 100 * (mean(found[taught]) - mean(found[alone]))
-            lines.append(f"| {taught}: better than {alone} | {'yes' if gain > 0 else 'no'}, {gain:+.2f} | |")
+def aims(found):
+    """The lines on what was aimed at: how near float the best low-bit rows come, and whether a teacher helps in every low-bit row."""
+    lines = ["## Aims", "", "| aim | reached |", "|---|---|"]
+    for row, limit in LIMITS.items():
+        aim = f"at most {limit} points below" if limit else "not below"
+        lines.append(f"| {row} {aim} {ROWS[row].against} | {_reached(points(row, ROWS[row].against, found), -limit)} |")
+    taught = {name: row.alone for name, row in ROWS.items() if row.alone}
+    lines += [f"| {name} above {alone}, which has no teacher | {_reached(points(name, alone, found), 0.01)} |" for name, alone in taught.items()]
     return [*lines, ""]
 
 
-def _peer_cells(figures):
-    if "error" in figures:
-        return ["-", "-", "-", "-", "-", figures["error"]]
+def _peer_line(peer, figures):
+    if "absent" in figures:
+        return f"| {peer} | - | - | - | - | - | {figures['absent']} |"
     cells = [f"{figures['step_ms']:.0f}", percent(figures["accuracy"])]
-    cells += [percent(figures["file_accuracy"]), f"{figures['bytes']:,}", f"{figures['ms']:.2f}"] if "bytes" in figures else ["-"] * 3
-    return [*cells, figures.get("file_error", "")]
+    cells += [percent(figures["file_accuracy"]), f"{figures['bytes']:,}", f"{figures['file_ms']:.2f}"] if "bytes" in figures else ["-"] * 3
+    return f"| {peer} | {' | '.join(cells)} | {figures.get('no_file', '')} |"
 
 
 def peers():
     """The lines of the tables of peers, one for each width."""
     path = RESULTS / "peers.json"
     if not path.exists():
-        return []
+        return ["## Beside what a user would pick instead", "", "Not run yet: `python -m benchmarks.peers`.", ""]
     found = json.loads(path.read_text())
-    lines = ["## Beside what a user would pick instead", "", PEERS.format(steps=found["steps"], machine=found["machine"], date=found["date"]), ""]
-    names = {"8": "8 bits", "4": "4 bits", "2": "2 bits", "ternary": "ternary weights, 8-bit activations", "float KD": "float, distilled"}
+    lines = ["## Beside what a user would pick instead", "", PEERS.format(**{key: found[key] for key in ("steps", "machine", "date")}), ""]
+    lines += [f"* {peer}: {', '.join(f'{name} {version}' for name, version in versions.items())}" for peer, versions in found["versions"].items()]
+    names = {
+        "8": "8 bits",
+        "4": "4 bits",
+        "2": "2 bits",
+        "ternary": "ternary weights, 8-bit activations",
+        "float": "float, alone",
+        "float KD": "float, distilled",
+    }
     for variant, title in names.items():
-        lines += [f"### {title}", "", "| | ms a step | accuracy % | its .tflite % | bytes | ms an image | what failed |", "|---|---|---|---|---|---|---|"]
-        for peer, variants in found["variants"].items():
-            if variant in variants:
-                lines.append(f"| {peer} | {' | '.join(cell.replace('|', '/') for cell in _peer_cells(variants[variant]))} |")
-        lines.append("")
-    return lines
-
-
-PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights, the same {steps} batches of 128
-views in the same order, float32, SGD on labels with the same rates, each peer in its own environment with quantizers as its own
-documentation has them, first and last layer in 8 bits where it can be told so. *its .tflite*: the accuracy of the file that the peer
-exports, of all 10,000 test images; bytes and milliseconds (one thread) are that file's."""
+        head = "| | ms a step | accuracy % | its .tflite % | bytes | ms an image | what it does not |"
+        lines += ["", f"### {title}", "", head, "|---" * 7 + "|"]
+        lines += [_peer_line(peer, variants[variant]) for peer, variants in found["variants"].items() if variant in variants]
+    return [*lines, ""]
 
 
 def header(found):
     """Where, when and with what the runs were made."""
     every = [run for one in found.values() for run in one]
+    if not every:
+        return ["Nothing was run yet."]
     dates = sorted(run["finished"] for run in every)
     versions = sorted({f"{name} {version}" for run in every for name, version in run["versions"].items()})
-    machines = " and ".join(sorted({run["machine"] for run in every}))
-    return [f"{len(every)} runs, {dates[0]} to {dates[-1]}, on {machines}, two at a time; {', '.join(versions)}."]
+    return [f"{len(every)} runs, {dates[0]} to {dates[-1]}, on {' and '.join(sorted({run['machine'] for run in every}))}; {', '.join(versions)}."]
 
 
 def text(found):
     """results/README.md."""
-    lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *PICTURES, ""]
+    images = [f"![{what}]({name}.png)" for name, what in IMAGES.items()]
+    lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *images, ""]
     for title, rows in SECTIONS.items():
         lines += section(title, rows, found)
-    return "\n".join([*lines, *targets(found), *peers()]).rstrip() + "\n"
+    return "\n".join([*lines, *aims(found), *peers()]).rstrip() + "\n"
 
 
 def main():
-    from benchmarks import pictures
-
     found = runs()
     (RESULTS / "README.md").write_text(text(found))
-    print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(path) for path in pictures.draw(found))}")
+    figures = {"bytes": pictures.scattered(found), "epochs": pictures.learning(found)}
+    for name, figure in figures.items():
+        figure.savefig(RESULTS / f"{name}.png", dpi=110)
+    print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(RESULTS / f'{name}.png') for name in figures)}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.errors import BadInput
-from kerakd.rundir import write_aside
 
 KINDS = ("logits", "marks")  # of an epoch's files
 TOLERANCE = 1e-3  # of a logit, of the largest one: what another batch of operations on another machine may give
@@ -49,12 +48,14 @@ class TeacherCache:
             if differing:
                 texts = "; ".join(f"{key} {there.get(key)!r} and not {made_from.get(key)!r}" for key in differing)
                 raise BadInput(f"teacher_cache: expected logits of the same teachers and views, received {self.folder} with {texts}; take another folder")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(self.folder.iterdir())):
+        elif self.folder.exists() and (not self.folder.is_dir() or any(not path.name.startswith(".made_from") for path in self.folder.iterdir())):
             raise BadInput(f"teacher_cache: expected a cache, or a new or empty folder, received {self.folder}, which holds other files; take another")
         else:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                write_aside(label, lambda aside: aside.write_text(json.dumps(made_from, indent=1) + "\n"))
+                mine = self.folder / f".made_from.{os.getpid()}"  # another run may begin with the same cache just now
+                mine.write_text(json.dumps(made_from, indent=1) + "\n")
+                os.replace(mine, label)
             except OSError as error:
                 raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
 

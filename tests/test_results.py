@@ -1,11 +1,13 @@
 """What results/ holds: a configuration for each row, runs that were made from them, and tables that say what the runs say."""
 
 import json
+import re
+import threading
 
 import pytest
 from conftest import ROOT
 
-from benchmarks import tables
+from benchmarks import accuracy, pictures, rows, tables
 from kerakd.config import parse
 
 CIFAR10 = ROOT / "results/cifar10"
@@ -22,17 +24,34 @@ def config(row, *more):
     return parse(["x", f"--flagfile=results/cifar10/{row}.cfg", *more])[0]
 
 
+# ---- Rows ----------------------------------------------------------------------------------------------------------------------------------------
+
+
 def test_every_row_has_a_configuration_and_every_configuration_a_row():
-    assert {path.stem for path in CIFAR10.glob("*.cfg")} == {*tables.ROWS, "common"}
+    assert {path.stem for path in CIFAR10.glob("*.cfg")} == {*rows.ROWS, "common"}
 
 
-@pytest.mark.parametrize("row", tables.ROWS)
-def test_a_row_says_how_it_is_run_and_trains_for_as_long_as_its_neighbours(row):
-    header = [line for line in (CIFAR10 / f"{row}.cfg").read_text().splitlines() if line.startswith("#")]
-    assert f"--flagfile=results/cifar10/{row}.cfg" in "\n".join(header)
-    made = config(row)
-    length = 10 if row == "teacher" else 3 if row.endswith("_3") else 6
-    assert made.dataset == "cifar10" and sum(epochs for _, epochs in made.phases()) == length
+@pytest.mark.parametrize("title, name", [(title, name) for title, section in rows.SECTIONS.items() for name in section])
+def test_a_row_says_what_it_is_and_how_it_is_run(title, name):
+    header = [line for line in (CIFAR10 / f"{name}.cfg").read_text().splitlines() if line.startswith("#")]
+    assert header[0] == f"# {title}: {rows.ROWS[name].what}." and f"--flagfile=results/cifar10/{name}.cfg" in header[2]
+    alone = rows.ROWS[name].alone
+    assert not alone or (config(name).taught() and not config(alone).taught())
+
+
+def epochs(name):
+    """Of a row's student, those of the float student that it starts from included."""
+    made = config(name)
+    return sum(count for _, count in made.phases()) + (6 if made.student.endswith(".keras") else 0)
+
+
+@pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.against])
+def test_a_row_is_compared_with_a_float_row_that_trained_as_long(name):
+    reference = config(rows.ROWS[name].against)
+    assert not reference.taught() and reference.weights == "float" and epochs(rows.ROWS[name].against) == epochs(name)
+
+
+# ---- Runs ----------------------------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)
@@ -40,12 +59,23 @@ def test_a_kept_run_is_that_of_its_configuration(run):
     row, _, seed = run.name.rpartition("_")
     assert (run / "flags.cfg").read_text() == config(row, f"--seed={seed}").text()
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert len(metrics) == sum(epochs for _, epochs in config(row).phases())
-    kept = json.loads((run / "run.json").read_text())
+    assert len(metrics) == sum(count for _, count in config(row).phases())
+    kept, results = json.loads((run / "run.json").read_text()), json.loads((run / "results.json").read_text())
     assert abs(kept["accuracy"] - metrics[-1]["val_accuracy"]) < 0.02  # trained in bfloat16, kept in float32, shipped in integers
-    if kept["on"] == "int8 .tflite":
-        table = json.loads((run / "student.json").read_text())["table"]
-        assert kept["accuracy"] in [line["accuracy"] for line in table if "int8 .tflite" in line["network"]]
+    assert kept["bytes"] > kept["zipped"] > 0 and kept.get("seconds", 1) > 0
+    if config(row).exports():
+        (line,) = [line for line in json.loads((run / "student.json").read_text())["table"] if "on the int8 .tflite" in line["network"]]
+        assert kept["on"] == "int8 .tflite" and {key: kept[key] for key in ("accuracy", "bytes", "zipped")}.items() <= line.items()
+    else:
+        assert kept["on"] == "Keras, float32" and kept["accuracy"] == results[f"taught_{seed}"]
+
+
+def test_no_file_names_a_machines_folders():
+    texts = {path: path.read_text() for path in (ROOT / "results").rglob("*") if path.suffix in (".json", ".jsonl", ".cfg", ".md")}
+    assert not [path for path, text in texts.items() if re.search(r"(?<![\w.])/(home|root|tmp|work|usr|opt)/", text)]
+
+
+# ---- Tables --------------------------------------------------------------------------------------------------------------------------------------
 
 
 def test_the_tables_are_those_of_the_runs():
@@ -53,8 +83,63 @@ def test_the_tables_are_those_of_the_runs():
     assert tables.text(tables.runs()) == (ROOT / "results/README.md").read_text()
 
 
-def test_a_row_that_was_not_run_is_named_and_has_no_number():
-    nothing = {row: [] for row in tables.ROWS}
-    lines = tables.section("x", {"float": "a", "ternary": "b"}, nothing)
-    assert lines == ["### x", "", "Not run yet: float, ternary.", ""]
-    assert not any("|" in line for line in lines)
+def some(**accuracies):
+    """Runs as `tables.runs` gives them: {row: [accuracy of seed 0, 1, ...]}."""
+    run = {"bytes": 2000, "zipped": 1000, "finished": "2026-01-02", "machine": "m", "versions": {"numpy": "2"}, "card": None}
+    found = {name: [] for name in rows.ROWS}
+    for name, values in accuracies.items():
+        found[name] = [{**run, "seed": seed, "accuracy": value, "metrics": [{"val_accuracy": value}] * 3} for seed, value in enumerate(values)]
+    return found
+
+
+def test_a_row_is_the_mean_of_its_seeds_against_those_that_its_reference_has():
+    found = some(float=[0.8, 0.82], ternary=[0.79])
+    lines = tables.section("x", {name: rows.ROWS[name] for name in ("float", "ternary", "ternary_b")}, found)
+    assert "| 81.00 | 80.00, 82.00 |  | 3 |" in lines[4] and "| 79.00 | 1 | -1.00 | 3 |" in lines[5]
+    assert lines[-2] == "Not run yet: ternary_b."
+
+
+def test_an_aim_says_how_far_it_is_reached_on_how_many_seeds_or_that_it_is_open():
+    text = "\n".join(tables.aims(some(float_longer=[0.8, 0.8], best_ternary=[0.795, 0.792], ternary=[0.7], ternary_b=[0.7])))
+    assert "| best_ternary at most 0.7 points below float_longer | yes: -0.65 (seeds: 2) |" in text
+    assert "| ternary_b above ternary, which has no teacher | no: +0.00 (seeds: 1) |" in text
+    assert "| best_w4a4 not below float_longer | not run yet |" in text
+
+
+def test_without_runs_there_are_no_numbers():
+    text = tables.text(some())
+    assert "Nothing was run yet." in text and all(f" {name}" in text for name in rows.ROWS)
+
+
+def test_pictures_hold_every_row_that_was_run():
+    found = some(float=[0.8, 0.82], ternary=[0.79])
+    (axes,) = pictures.scattered(found).axes
+    assert {text.get_text() for text in axes.texts} == {"float", "ternary"}
+    (axes,) = pictures.learning(found).axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([81] * 3), pytest.approx([79] * 3)]
+
+
+# ---- The order of jobs ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_wait_for_the_networks_that_they_need():
+    kept, needed = set(), {("student", 0): {("teacher", 0)}}
+    jobs = accuracy.Jobs([("student", 0), ("teacher", 0), ("teacher", 0)], threading.Event(), kept.__contains__, lambda job: needed.get(job, set()))
+    assert not jobs.impossible() and jobs.take() == ("teacher", 0)
+    kept.add(("teacher", 0))
+    assert jobs.take() == ("student", 0) and jobs.take() is None
+
+
+def test_what_needs_a_failed_job_is_dropped_and_named():
+    jobs = accuracy.Jobs([("teacher", 0), ("student", 0)], threading.Event(), lambda job: False, lambda job: {("teacher", 0)} - {job})
+    jobs.failed[jobs.take()] = "it broke"
+    assert jobs.take() is None and jobs.failed == {("teacher", 0): "it broke", ("student", 0): "needs one that failed"}
+
+
+def test_a_job_whose_network_nobody_makes_is_named_before_anything_runs(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["accuracy", "--row=best_mobilenet_w4a4"])
+    monkeypatch.setattr(accuracy, "is_kept", lambda job: False)
+    monkeypatch.setattr(accuracy.Jobs.__init__, "__defaults__", (lambda job: False, accuracy.needs))
+    with pytest.raises(SystemExit):
+        accuracy.main()
+    assert "mobilenet_0" in capsys.readouterr().err

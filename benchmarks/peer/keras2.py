@@ -3,12 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from benchmarks.peer.task import tflite_figures
+from benchmarks.peer import resnet
 
 
-def train(keras, model, task, optimizer=None):
+def train(keras, model, task):
     """{"step_ms", "accuracy"}: SGD on labels, the step compiled."""
-    optimizer = optimizer or keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
+    optimizer = keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
     loss_of = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     optimizer.build(model.trainable_variables)
 
@@ -33,17 +33,16 @@ def forward(model):
 
 
 def convert(model, task):
-    """{"bytes", "file_accuracy", "ms"} of what TensorFlow's converter makes of a quantized model."""
+    """Writes what TensorFlow's converter makes of a quantized model; its path."""
     function = tf.function(lambda x: model(x, training=False)).get_concrete_function(tf.TensorSpec([1, 32, 32, 3], tf.float32))
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], model)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    return tflite_figures(task, converter.convert(), tf.lite.Interpreter)
+    task.file.write_bytes(converter.convert())
+    return task.file
 
 
 def ready(model, task, weights):
     """Loads the float weights and makes sure of them."""
-    from benchmarks.peer import resnet
-
     resnet.load(model, weights)
     task.check(lambda images: np.asarray(model(images, training=False)))
     return model

@@ -1,17 +1,15 @@
 """keras.distillation of Keras 3: a float student under the float teacher, T = 4, half of the loss from labels."""
 
-import sys
-
 import keras
 import numpy as np
 import tensorflow as tf
 
 from benchmarks.peer import resnet
-from benchmarks.peer.task import Task, reported
+from benchmarks.peer.task import absent, arguments, reported
 
-task, variant = Task(sys.argv[1]), sys.argv[2]
+task, variant = arguments()
 if variant != "float KD":
-    raise SystemExit("distillation alone: it quantizes nothing while it trains")
+    absent("quantizers that train")
 student, teacher = resnet.resnet20(keras), resnet.resnet20(keras, width=2)
 resnet.load(student, task.weights())
 resnet.load(teacher, task.weights("teacher"))

@@ -1,21 +1,15 @@
 """QKeras: layers with quantizers as strings; 8 bits in the first and the last."""
 
-import sys
+import math
 
 import qkeras
 import tensorflow as tf
 
 from benchmarks.peer import keras2, resnet
-from benchmarks.peer.task import Task, attempt, reported
+from benchmarks.peer.task import absent, arguments, reported
 
 keras = tf.keras
-KERNELS = {
-    "8": "quantized_bits(8,0,1,alpha='auto')",
-    "4": "quantized_bits(4,0,1,alpha='auto')",
-    "2": "quantized_bits(2,0,1,alpha='auto')",
-    "ternary": "ternary()",
-}
-RELUS = {"8": "quantized_relu(8,3)", "4": "quantized_relu(4,2)", "2": "quantized_relu(2,1)", "ternary": "quantized_relu(8,3)"}  # bits, and of them integer ones
+KERNELS = {**{bits: f"quantized_bits({bits},0,1,alpha='auto')" for bits in ("8", "4", "2")}, "ternary": "ternary(alpha='auto')"}
 
 
 def conv(filters, size, strides, name):
@@ -23,17 +17,19 @@ def conv(filters, size, strides, name):
     return qkeras.QConv2D(filters, size, strides, "same", use_bias=False, kernel_quantizer=kernel, name=name)
 
 
-task, variant = Task(sys.argv[1]), sys.argv[2]
+def relu(name):
+    """Unsigned, with as many integer bits as the float student's activations need: its steps are powers of two."""
+    return qkeras.QActivation(f"quantized_relu({8 if variant == 'ternary' else variant},{max(0, math.ceil(math.log2(largest[name])))})", name=name)
+
+
+task, variant = arguments()
 if variant == "float KD":
-    raise SystemExit("no distillation")
-keras2.ready(resnet.resnet20(keras), task, task.weights())
-model = resnet.resnet20(
-    keras,
-    conv=conv,
-    relu=lambda name: qkeras.QActivation(RELUS[variant], name=name),
-    dense=lambda classes, name: qkeras.QDense(classes, kernel_quantizer=KERNELS["8"], bias_quantizer="quantized_bits(16,8,1)", name=name),
-)
+    absent("distillation")
+student = keras2.ready(resnet.resnet20(keras), task, task.weights())
+relus = [layer for layer in student.layers if isinstance(layer, keras.layers.ReLU)]
+seen = keras.Model(student.inputs, [layer.output for layer in relus])(task.views[0].astype("float32"), training=False)
+largest = {layer.name: float(tf.reduce_max(output)) for layer, output in zip(relus, seen)}
+dense = {"kernel_quantizer": KERNELS["8"], "bias_quantizer": "quantized_bits(16,8,1)"}
+model = resnet.resnet20(keras, conv=conv, relu=relu, dense=lambda classes, name: qkeras.QDense(classes, name=name, **dense))
 resnet.load(model, task.weights())
-figures = keras2.train(keras, model, task)
-attempt(figures, "file_error", lambda: keras2.convert(model, task))
-reported(figures)
+reported(keras2.train(keras, model, task), lambda: keras2.convert(model, task))

@@ -8,14 +8,16 @@ float ResNet-20s; logits.npy, the student's on the first 100 test images.
 import json
 import math
 import pathlib
+import sys
 import time
 
 import numpy as np
 
 
 class Task:
-    def __init__(self, folder):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder, file=None):
+        """folder: the task's. file: where the peer's TFLite file goes."""
+        self.folder, self.file = pathlib.Path(folder), file
         settings = json.loads((self.folder / "settings.json").read_text())
         self.steps, self.batch, self.rate = settings["steps"], settings["batch"], settings["rate"]
         self.views = np.load(self.folder / "views.npy", mmap_mode="r")
@@ -54,31 +56,24 @@ class Task:
         return float(np.mean(logits.argmax(-1) == self.test_labels))
 
 
-def tflite_figures(task, contents, interpreter_class):
-    """{"bytes", "file_accuracy", "ms"} of a TFLite file: all test images, one thread, the median of an image."""
-    interpreter = interpreter_class(model_content=contents, num_threads=1)
-    interpreter.allocate_tensors()
-    (given,), (answer,) = interpreter.get_input_details(), interpreter.get_output_details()
-    named, taken = [], []
-    for image in task.test_images:
-        scale, zero = given["quantization"]
-        image = image[None] if given["dtype"] == np.float32 else np.clip(np.round(image[None] / scale) + zero, -128, 127).astype(given["dtype"])
-        interpreter.set_tensor(given["index"], image)
-        start = time.perf_counter()
-        interpreter.invoke()
-        taken.append(1e3 * (time.perf_counter() - start))
-        named.append(interpreter.get_tensor(answer["index"]).argmax())
-    return {"bytes": len(contents), "file_accuracy": float(np.mean(np.array(named) == task.test_labels)), "ms": float(np.median(taken))}
+def arguments():
+    """(the Task, the variant) of a peer's command line: TASK VARIANT FILE."""
+    folder, variant, file = sys.argv[1:]
+    return Task(folder, pathlib.Path(file)), variant
 
 
-def reported(figures):
-    """Prints what the run of a peer came to, for `benchmarks.peers` to read."""
+def absent(why):
+    """Ends the script of a variant that the peer has not."""
+    print("FIGURES " + json.dumps({"absent": why}), flush=True)
+    raise SystemExit
+
+
+def reported(figures, convert=None):
+    """Prints what a variant came to, for `benchmarks.peers` to read; convert() gives its TFLite file, or fails, which is a result too."""
+    if convert:
+        try:
+            figures["file"] = str(convert())
+        except Exception as error:  # a peer may fail in any way
+            text = str(error).strip()
+            figures["no_file"] = f"{type(error).__name__}: {text.splitlines()[0][:200] if text else ''}"
     print("FIGURES " + json.dumps(figures), flush=True)
-
-
-def attempt(figures, name, what):
-    """Adds what() to `figures`, or under `name` the error that it gave."""
-    try:
-        figures.update(what())
-    except Exception as error:  # a peer may fail in any way, and how it fails is a result
-        figures[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200] if str(error).strip() else ''}"

@@ -1,0 +1,72 @@
+"""The rows of results/: which configurations belong together, what each is compared with, and what was aimed at."""
+
+import dataclasses
+import pathlib
+
+RESULTS = pathlib.Path("results")
+CIFAR10 = RESULTS / "cifar10"
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """what: in words. against: the float row that trained as long in all, alone; "" where there is none. alone: the same row without a teacher."""
+
+    what: str
+    against: str = ""
+    alone: str = ""
+
+
+def _apprentice(kind):
+    return {
+        kind: Row("no teacher, from scratch", "float"),
+        f"{kind}_a": Row("A: teacher and student together, from scratch", "float", kind),
+        f"{kind}_b": Row("B: under the trained teacher, from scratch", "float", kind),
+        f"{kind}_c_alone": Row("no teacher, from the float student", "float_longer"),
+        f"{kind}_c": Row("C: under the trained teacher, from the float student", "float_longer", f"{kind}_c_alone"),
+    }
+
+
+def _qkd(bits):
+    alone, *taught = (f"qkd_w{bits}a{bits}_{phases}" for phases in ("ss", "ss_tu", "ss_cs", "ss_cs_tu"))
+    titles = ("SS, then TU under the trained teacher", "SS, then CS", "SS, CS and TU")
+    return {alone: Row("SS alone: no teacher", "float_longer")} | {row: Row(title, "float_longer", alone) for row, title in zip(taught, titles, strict=True)}
+
+
+def _funmatch(kind, epochs):
+    views = {
+        "fixed": "teacher asked once, about the central crop",
+        "independent": "teacher sees a crop of its own",
+        "same": "teacher and student see the same crop",
+        "matching": "the same crop, mixed with its neighbour's: function matching",
+    }
+    return {f"funmatch_{kind}_{view}_{epochs}": Row(what, "float" if epochs == 6 else "float_3") for view, what in views.items()}
+
+
+SECTIONS = {
+    "Float": {
+        "teacher": Row("teacher: ResNet-20 of twice the width"),
+        "float": Row("student, alone"),
+        "float_taught": Row("student, distilled (T 4)", "float", "float"),
+        "float_longer": Row("student, six epochs more, alone"),
+        "float_3": Row("student, half as long, alone"),
+        "mobilenet": Row("MobileNetV2 of half the width, alone"),
+        "mobilenet_longer": Row("MobileNetV2, six epochs more, alone"),
+    },
+    "Apprentice, ternary weights and 8-bit activations": _apprentice("ternary"),
+    "Apprentice, 4-bit weights (WRPN) and 8-bit activations": _apprentice("w4a8"),
+    **{f"QKD, W{bits}A{bits}, from the float student": _qkd(bits) for bits in (4, 3, 2)},
+    **{
+        f"FunMatch, {title}, {epochs} epochs": _funmatch(kind, epochs)
+        for kind, title in (("float", "float"), ("ternary", "ternary weights and 8-bit activations"))
+        for epochs in (3, 6)
+    },
+    "kerakd's best: under the trained teacher at T 4, a scale for each channel, from the float student": {
+        "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "ternary_c_alone"),
+        "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
+        "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
+        "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
+    },
+}
+ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
+SHIPPED = ("teacher_0", "float_0", "mobilenet_0")  # runs whose networks are kept, as other rows start from them
+LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0}  # aims, named before they were run: how many points below float at most
