@@ -148,7 +148,7 @@ def test_a_table_of_codes_that_exists_is_kept_and_its_folder_has_to_be_there(exp
         return program._outputs(program.Options(run=str(exported[0]), out=str(tmp_path / "new.tflite"), **flags))
 
     existing = str(exported[0] / "codes.npz")
-    with pytest.raises(BadInput, match="--codes: expected a new file, received .*codes.npz, which exists; give --overwrite or another --codes"):
+    with pytest.raises(BadInput, match="--codes: expected a new file, received .*codes.npz, which exists; give --overwrite to replace it, or another --codes"):
         outputs(codes=existing)
     with pytest.raises(BadInput, match="--codes: expected a folder that exists, received nowhere; make it first"):
         outputs(codes="nowhere/x.npz")
