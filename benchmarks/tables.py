@@ -138,7 +138,11 @@ def _peer_line(peer, figures):
     if "absent" in figures:
         return f"| {peer} | - | - | - | - | - | {figures['absent']} |"
     cells = [f"{figures['step_ms']:.0f}", percent(figures["accuracy"])]
-    cells += [percent(figures["file_accuracy"]), f"{figures['bytes']:,}", f"{figures['file_ms']:.2f}"] if "bytes" in figures else ["-"] * 3
+    cells += (
+        [percent(figures["file_accuracy"]), f"{figures['bytes']:,}", f"{figures['file_ms']:.2f}" if "file_ms" in figures else ""]
+        if "bytes" in figures
+        else ["-"] * 3
+    )
     return f"| {peer} | {' | '.join(cells)} | {figures.get('no_file', '')} |"
 
 
