@@ -23,6 +23,7 @@ def scattered(found):
         for x, y, row in points:
             axes.annotate(row, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=6)
     axes.set(xlabel="kilobytes of the .tflite, zipped", ylabel="test accuracy, %", xscale="log")
+    axes.margins(x=0.15)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     return figure

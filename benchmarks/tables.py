@@ -163,7 +163,7 @@ def peers():
         "float KD": "float, distilled",
     }
     for variant, title in names.items():
-        head = "| | ms a step | accuracy % | its .tflite % | bytes | ms an image | what it does not |"
+        head = "| | ms a step | accuracy % | its .tflite % | bytes | ms an image | what it lacks, or the error that it gave |"
         lines += ["", f"### {title}", "", head, "|---" * 7 + "|"]
         lines += [_peer_line(peer, variants[variant]) for peer, variants in found["variants"].items() if variant in variants]
     return [*lines, ""]

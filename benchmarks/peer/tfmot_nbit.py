@@ -9,7 +9,7 @@ from benchmarks.peer.task import absent, arguments, reported
 
 task, variant = arguments()
 if not variant.isdigit():
-    absent("distillation" if variant == "float KD" else "a ternary quantizer: its widths are whole bits")
+    absent("distillation" if variant == "float KD" else "ternary quantizers: its widths are whole bits")
 scheme = DefaultNBitQuantizeScheme(num_bits_weight=int(variant), num_bits_activation=int(variant))
 annotated = tfmot.quantization.keras.quantize_annotate_model(keras2.ready(resnet.resnet20(keras), task, task.weights()))
 model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
