@@ -1,5 +1,6 @@
 """kerakd: learned intervals, ternary kernels, the float student alone, and under the float teacher."""
 
+import tensorflow as tf
 import tf_keras as keras
 
 import kerakd
@@ -25,10 +26,13 @@ optimizer = keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
 distiller = kerakd.Distiller(student=student, **taught)
 distiller.compile(optimizer, **intervals)
 
+batches = task.dataset(tf)
+train = distiller.make_train_function()  # as fit calls it; train_on_batch makes a pipeline for every batch
+
 
 def step(images, labels, rate):
     optimizer.learning_rate.assign(rate)
-    distiller.train_on_batch(images, labels)
+    train(batches)["loss"].numpy()
 
 
 def convert():

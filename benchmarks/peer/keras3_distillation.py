@@ -20,10 +20,13 @@ distiller = keras.distillation.Distiller(
 optimizer = keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
 distiller.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
+batches = task.dataset(tf)
+distiller.make_train_function()  # as fit calls it; train_on_batch makes a pipeline for every batch
+
 
 def step(images, labels, rate):
     optimizer.learning_rate.assign(rate)
-    distiller.train_on_batch(images, labels)
+    np.asarray(distiller.train_function(batches)["loss"])
 
 
 took = task.train(step)

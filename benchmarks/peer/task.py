@@ -49,6 +49,12 @@ class Task:
             taken.append(1e3 * (time.perf_counter() - start))
         return float(np.median(taken[self.steps // 2 :]))
 
+    def dataset(self, tf):
+        """An iterator of tf.data over the batches of `train`, for what takes those rather than arrays."""
+        pairs = lambda: ((np.asarray(views, np.float32), labels) for views, labels in zip(self.views, self.labels))  # noqa: E731
+        shapes = tf.TensorSpec(self.views.shape[1:], tf.float32), tf.TensorSpec(self.labels.shape[1:], self.labels.dtype)
+        return iter(tf.data.Dataset.from_generator(pairs, output_signature=shapes).prefetch(2))
+
     def accuracy(self, logits_of):
         """The share of the test images that logits_of(images [n, 32, 32, 3]) names right, 500 at a time."""
         parts = np.split(self.test_images, range(500, len(self.test_images), 500))
