@@ -159,7 +159,6 @@ def peers():
         "4": "4 bits",
         "2": "2 bits",
         "ternary": "ternary weights, 8-bit activations",
-        "float": "float, alone",
         "float KD": "float, distilled",
     }
     for variant, title in names.items():
