@@ -24,7 +24,7 @@ import time
 import kerakd.quiet
 
 with kerakd.quiet.native_chatter_off():
-    from benchmarks.rows import CIFAR10, ROWS, SHIPPED
+    from benchmarks.rows import CIFAR10, ROWS
     from export import card
     from export.tflite import float_file
     from kerakd import config
@@ -46,7 +46,7 @@ def needs(job):
 class Jobs:
     """(row, seed) in order, each given out once, when all that it needs is kept; those that need a failed one are dropped."""
 
-    def __init__(self, jobs, stop, is_kept=is_kept, needs=needs):
+    def __init__(self, jobs, stop, is_kept, needs):
         self.waiting, self.failed, self.stop = list(dict.fromkeys(jobs)), {}, stop
         self.is_kept, self.needs, self.lock = is_kept, needs, threading.Lock()
 
@@ -134,7 +134,7 @@ def keep(run, name, clock):
     for file in KEPT:
         if (run / file).exists():
             shutil.copy(run / file, folder)
-    if name in SHIPPED:  # other rows start from it
+    if name in {"{}_{}".format(*need) for row in ROWS for need in needs((row, 0))}:  # other rows start from it
         shutil.copytree(run / "models", folder / "models", dirs_exist_ok=True)
     kept = {
         **measured(run),
@@ -175,15 +175,15 @@ def main():
         parser.error(f"--workers: expected 1 to {len(cpus)}, the cores, received {options.workers}")
     if options.seeds < 1:
         parser.error(f"--seeds: expected 1 or more, received {options.seeds}")
-    options.workdir.mkdir(parents=True, exist_ok=True)
     stop, signals = threading.Event(), []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, _: (signals.append(number), stop.set()))
     asked = [(row, seed) for seed in range(options.seeds) for row in options.row or ROWS]
-    jobs = Jobs([job for job in asked if not is_kept(job)], stop)
+    jobs = Jobs([job for job in asked if not is_kept(job)], stop, is_kept, needs)
     for job, needed in jobs.impossible().items():
         names = ", ".join(f"{row}_{seed}" for row, seed in needed)
         parser.error(f"--row: expected what {job[0]} needs kept or asked for, received neither for {names}; add it with --row")
+    options.workdir.mkdir(parents=True, exist_ok=True)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: (signals.append(number), stop.set()))
     print(f"{len(asked)} runs, {len(asked) - len(jobs.waiting)} of them kept already", flush=True)
     workers = [Worker(jobs, cpus[k :: options.workers], options.workdir, stop) for k in range(options.workers)]
     for worker in workers:

@@ -96,12 +96,12 @@ def proved_apart(model):
         return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1])
 
 
-def milliseconds(files, repeats):
-    """{file: [ms]}: each file takes two images in turn, the first for its caches' sake, the second timed."""
+def milliseconds(files, image, repeats):
+    """{file: [ms]} of an image [1, h, w, c]: each file takes two images in turn, the first for its caches' sake, the second timed."""
     made = {}
     for key, data in files.items():
         made[key] = runtime.interpreter(data)
-        made[key].set_tensor(made[key].get_input_details()[0]["index"], images(1))
+        made[key].set_tensor(made[key].get_input_details()[0]["index"], image)
     times = {key: [] for key in files}
     for round_ in range(repeats + 1):
         for key, interpreter in made.items():
@@ -126,7 +126,7 @@ def measure(name, repeats):
         INT4: kerakd.to_tflite(students[BITS4], "int4"),
         f"{TERNARY} int8": kerakd.to_tflite(students[TERNARY]),
     }
-    for key, times in milliseconds(files, repeats).items():
+    for key, times in milliseconds(files, images(1), repeats).items():
         figures[f"{key} ms"], figures[f"{key} p90 ms"] = (float(np.percentile(times, share)) for share in (50, 90))
         figures[f"{key} bytes"], figures[f"{key} zipped"] = len(files[key]), card.zipped(files[key])
     figures.update({f"{scheme} ideal bytes": value for scheme, value in ideal.items()})

@@ -1,6 +1,6 @@
 """What a user would pick instead, beside kerakd: the same ResNet-20 from the same float weights, the same batches in the same order.
 
-    python -m benchmarks.peers [--peer=NAME ...] [--steps=200] [--workdir=runs/peers] [--json=FILE]
+    python -m benchmarks.peers [--peer=NAME ...] [--steps=100] [--workdir=runs/peers] [--json=FILE]
 
 Each peer runs in a virtual environment of its own, which this program makes in --workdir; the script of a peer is in benchmarks/peer.
 Every variant trains for --steps steps of 128 images in float32 (SGD with momentum, rate 0.01 on half a cosine) from the float student
@@ -24,6 +24,8 @@ with kerakd.quiet.native_chatter_off():
     import numpy as np
 
     from benchmarks.accuracy import machine
+    from benchmarks.export import milliseconds
+    from benchmarks.peer import resnet
     from benchmarks.rows import CIFAR10, RESULTS
     from kerakd import data, rundir
     from kerakd.rundir import write_aside
@@ -41,6 +43,7 @@ PEERS = {  # name: (script, what is installed; None is kerakd's own environment)
 }
 VARIANTS = ("8", "4", "2", "ternary", "float KD")  # bits of weights and activations; ternary weights with 8-bit activations
 BATCH = 128
+ROUNDS = 300  # of the files, for their milliseconds
 
 
 def write_task(folder, steps, rate):
@@ -57,10 +60,9 @@ def write_task(folder, steps, rate):
     np.save(folder / "test_labels.npy", np.concatenate([np.asarray(labels) for _, labels in tests]))
     nets = {name: rundir.load_model(CIFAR10 / run / "models/taught_0.keras") for name, run in (("student", "float_0"), ("teacher", "teacher_0"))}
     for name, net in nets.items():
-        named = {f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}": variable.numpy() for layer in net.layers for variable in layer.weights}
-        np.savez(folder / f"{name}.npz", **named)
+        np.savez(folder / f"{name}.npz", **{resnet.key(layer, variable): variable.numpy() for layer in net.layers for variable in layer.weights})
     np.save(folder / "logits.npy", nets["student"](images[:100].astype(np.float16).astype(np.float32), training=False).numpy())
-    (folder / "settings.json").write_text(json.dumps({"steps": steps, "batch": BATCH, "rate": rate}))
+    (folder / "settings.json").write_text(json.dumps({"steps": steps, "rate": rate}))
 
 
 def environment(name, packages, workdir):
@@ -102,18 +104,6 @@ def of_file(contents, task):
     return {"bytes": len(contents), "file_accuracy": float(np.mean(logits.argmax(-1) == labels))}
 
 
-def times(files, rounds=300):
-    """{name: median milliseconds} of files on an image, one thread, each in turn, round after round."""
-    made = {name: runtime.interpreter(contents) for name, contents in files.items()}
-    taken = {name: [] for name in files}
-    for _ in range(rounds):
-        for name, interpreter in made.items():
-            start = time.perf_counter()
-            interpreter.invoke()
-            taken[name].append(1e3 * (time.perf_counter() - start))
-    return {name: float(np.median(values)) for name, values in taken.items()}
-
-
 def shown(figures):
     if "absent" in figures:
         return f"-  (has no {figures['absent']})"
@@ -126,7 +116,7 @@ def shown(figures):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", action="append", choices=PEERS)
-    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--workdir", type=pathlib.Path, default=pathlib.Path("runs/peers"))
     parser.add_argument("--json", type=pathlib.Path, default=RESULTS / "peers.json")
     options = parser.parse_args()
@@ -152,8 +142,9 @@ def main():
             print(f"{name:20} {variant:9} {shown(figures)}", flush=True)
     with_files = [(name, variant) for name, variants in found["variants"].items() for variant, figures in variants.items() if "bytes" in figures]
     files = {key: (task / f"{PEERS[key[0]][0]}_{key[1].replace(' ', '_')}.tflite").read_bytes() for key in with_files}
-    for (name, variant), took in times(files).items():
-        found["variants"][name][variant]["file_ms"] = took
+    image = np.load(task / "test_images.npy", mmap_mode="r")[:1].astype(np.float32)
+    for (name, variant), taken in milliseconds(files, image, ROUNDS).items():
+        found["variants"][name][variant]["file_ms"] = float(np.median(taken))
     write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
 
 

@@ -1,5 +1,7 @@
 """The pictures of results/README.md."""
 
+import statistics
+
 from matplotlib.figure import Figure
 
 from benchmarks.rows import SECTIONS
@@ -8,8 +10,8 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 CURVES = ("float", "float_taught", "ternary", "ternary_b", "ternary_c", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "qkd_w2a2_ss", "qkd_w2a2_ss_tu")
 
 
-def _mean(values):
-    return sum(values) / len(values)
+def _mean(figure, runs):
+    return statistics.mean(run[figure] for run in runs)
 
 
 def scattered(found):
@@ -17,7 +19,7 @@ def scattered(found):
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for mark, (title, rows) in zip(MARKS, SECTIONS.items(), strict=True):
-        points = [(_mean([run["zipped"] / 1e3 for run in found[row]]), 100 * _mean([run["accuracy"] for run in found[row]]), row) for row in rows if found[row]]
+        points = [(_mean("zipped", found[row]) / 1e3, 100 * _mean("accuracy", found[row]), row) for row in rows if found[row]]
         if points:
             axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, label=title, alpha=0.8)
         for x, y, row in points:
@@ -34,7 +36,7 @@ def learning(found):
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for row in (row for row in CURVES if found[row]):
-        means = [100 * _mean(values) for values in zip(*([line["val_accuracy"] for line in run["metrics"]] for run in found[row]), strict=True)]
+        means = [100 * statistics.mean(values) for values in zip(*([line["val_accuracy"] for line in run["metrics"]] for run in found[row]), strict=True)]
         axes.plot(range(1, len(means) + 1), means, "--" if row.startswith("float") else "-", marker=".", label=row)
     axes.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(50, None))
     axes.grid(alpha=0.3)

@@ -68,5 +68,4 @@ SECTIONS = {
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
-SHIPPED = ("teacher_0", "float_0", "mobilenet_0")  # runs whose networks are kept, as other rows start from them
 LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0}  # aims, named before they were run: how many points below float at most

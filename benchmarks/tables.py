@@ -17,7 +17,7 @@ First and last layer have 8 bits. All rows train in mixed bfloat16 and share [co
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), where the papers train
 for 100 and more: two cores have no more time. So the float student is well below the 91.25 % that He et al. 2016 report for
-ResNet-20, and rows are for comparison with each other. One seed differs from another by some tenths of a point.
+ResNet-20, and rows are for comparison with each other. How far seeds lie apart is known only where a row has several.
 
 Each row has a configuration, linked from its name. With CIFAR-10 prepared (BUILD.md, Data) where TFDS_DATA_DIR says, either of
 
@@ -36,9 +36,10 @@ the teacher about its views paid for those after it, which read its answers from
 IMAGES = {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs"}
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "minutes (cores)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
-views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own. A file is what
-TensorFlow's converter makes of a Keras peer's network; its accuracy on all 10,000 test images and milliseconds an image (one thread,
-all files in turn) are LiteRT's.
+views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
+other. A file is what TensorFlow's converter makes of a Keras peer's network, and of kerakd's student its own exporter; its accuracy on
+all 10,000 test images and milliseconds an image (one thread, all files in turn) are LiteRT's. A step holds all that the peer's own
+training loop does in it, with the batch in memory.
 
 What each was told: tfmot nothing: its default scheme, and its experimental n-bit scheme with that width for every layer, the first and
 last too; both learn activations' ranges as moving averages of 0.999, which in so few steps hardly leave where they begin. QKeras

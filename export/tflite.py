@@ -35,6 +35,9 @@ REQUIREMENTS = {  # what a proof has to show before anything is written
 }
 
 
+SUFFIXES = {"int8": ".tflite", "int4": ".tflite", "json": ".json", "md": ".md", "codes": ".npz"}  # of what is written
+
+
 @dataclasses.dataclass(frozen=True)
 class Options:
     """The flags of this program."""
@@ -144,7 +147,7 @@ def _outputs(options):
     if options.codes:
         paths["codes"] = pathlib.Path(options.codes)
     for what, path in paths.items():
-        commandline.check_new("codes" if what == "codes" else "out", str(path), (path.suffix,), options.overwrite)
+        commandline.check_new("codes" if what == "codes" else "out", str(path), (SUFFIXES[what],), options.overwrite)
     return paths
 
 

@@ -1,5 +1,6 @@
 """What frozen teachers said of every view, kept: views are pure functions of (seed, epoch, example), so a run with the same views never asks again."""
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.errors import BadInput
+from kerakd.rundir import write_aside
 
 KINDS = ("logits", "marks")  # of an epoch's files
 TOLERANCE = 1e-3  # of a logit, of the largest one: what another batch of operations on another machine may give
@@ -42,27 +44,32 @@ class TeacherCache:
         self._open, self._lock = {}, threading.Lock()  # the pipeline reads ahead in a thread of its own
         made_from = json.loads(json.dumps({**made_from, "batches": batches, "shape": shape}))
         label = self.folder / "made_from.json"
-        if label.exists():
-            there = _read(label)
-            differing = sorted(key for key in {*there, *made_from} if there.get(key) != made_from.get(key))
-            if differing:
-                texts = "; ".join(f"{key} {there.get(key)!r} and not {made_from.get(key)!r}" for key in differing)
-                raise BadInput(f"teacher_cache: expected logits of the same teachers and views, received {self.folder} with {texts}; take another folder")
-        elif self.folder.exists() and (not self.folder.is_dir() or any(not path.name.startswith(".made_from") for path in self.folder.iterdir())):
-            raise BadInput(f"teacher_cache: expected a cache, or a new or empty folder, received {self.folder}, which holds other files; take another")
-        else:
-            try:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                mine = self.folder / f".made_from.{os.getpid()}"  # another run may begin with the same cache just now
-                mine.write_text(json.dumps(made_from, indent=1) + "\n")
-                os.replace(mine, label)
-            except OSError as error:
-                raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
+        if not label.exists():
+            self._begin(label, made_from)
+        there = _read(label)
+        differing = sorted(key for key in {*there, *made_from} if there.get(key) != made_from.get(key))
+        if differing:
+            texts = "; ".join(f"{key} {there.get(key)!r} and not {made_from.get(key)!r}" for key in differing)
+            raise BadInput(f"teacher_cache: expected logits of the same teachers and views, received {self.folder} with {texts}; take another folder")
 
         for kind in KINDS:  # now, and not from within a pipeline
             for path in self.folder.glob(f"epoch_*.{kind}"):
                 if path.stat().st_size:
                     _check_size(path, *self._layout(kind))
+
+    def _begin(self, label, made_from):
+        """Makes a new cache. Of runs that begin one at once the first says what it is made from."""
+        others = self.folder.exists() and (not self.folder.is_dir() or any(not path.name.startswith(".made_from") for path in self.folder.iterdir()))
+        if others and not label.exists():
+            raise BadInput(f"teacher_cache: expected a cache, or a new or empty folder, received {self.folder}, which holds other files; take another")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with open(self.folder / ".made_from.lock", "a") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if not label.exists():
+                    write_aside(label, lambda aside: aside.write_text(json.dumps(made_from, indent=1) + "\n"))
+        except OSError as error:
+            raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
 
     def _layout(self, kind):
         """(dtype, shape) of an epoch's file."""

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 
 import numpy as np
 import pytest
@@ -105,6 +106,35 @@ def test_after_the_remedy_of_that_error_the_epoch_is_asked_again(tmp_path, kind)
     opened(tmp_path / "c").write(0, 0, said((0, 0)))
     (tmp_path / "c" / f"epoch_00000.{kind}").unlink()
     assert not opened(tmp_path / "c").read(0, 0)[1]
+
+
+def begun_at_once(folder, seeds):
+    """What each of some threads gets that all open one cache, which is not there, at one moment: None or the error."""
+    start, got = threading.Barrier(len(seeds)), [None] * len(seeds)
+
+    def run(number, seed):
+        start.wait()
+        try:
+            opened(folder, view_seed=seed)
+        except BadInput as error:
+            got[number] = str(error)
+
+    threads = [threading.Thread(target=run, args=(number, seed)) for number, seed in enumerate(seeds)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return got
+
+
+def test_runs_can_begin_with_one_new_cache_at_once(tmp_path):
+    assert all(begun_at_once(tmp_path / str(number), [3] * 8) == [None] * 8 for number in range(50))
+
+
+def test_of_two_that_begin_one_cache_with_unlike_views_one_is_refused(tmp_path):
+    for number in range(50):
+        refused = [error for error in begun_at_once(tmp_path / str(number), [3, 4]) if error]
+        assert len(refused) == 1 and "expected logits of the same teachers and views" in refused[0]
 
 
 def test_a_killed_process_loses_nothing_that_it_marked(tmp_path):

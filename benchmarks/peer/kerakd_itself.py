@@ -1,4 +1,4 @@
-"""kerakd: learned intervals, ternary kernels, the float student alone, and under the float teacher."""
+"""kerakd: learned intervals, ternary kernels, and the float student under the float teacher."""
 
 import tensorflow as tf
 import tf_keras as keras
@@ -13,7 +13,7 @@ QUANTIZERS = {
 }
 
 task, variant = arguments()
-student, taught, intervals = keras2.ready(resnet.resnet20(keras), task, task.weights()), {"mode": "alone"}, {}
+student, taught, intervals = keras2.ready(resnet.resnet20(keras), task), {"mode": "alone"}, {}
 if variant in QUANTIZERS:
     student = kerakd.quantize(student, kerakd.Scheme(*QUANTIZERS[variant]))
     kerakd.calibrate(student, task.views[0].astype("float32"), "mse")

@@ -41,8 +41,8 @@ def convert(model, task):
     return task.file
 
 
-def ready(model, task, weights):
+def ready(model, task):
     """Loads the float weights and makes sure of them."""
-    resnet.load(model, weights)
+    resnet.load(model, task.weights())
     task.check(lambda images: np.asarray(model(images, training=False)))
     return model

@@ -25,7 +25,7 @@ def relu(name):
 task, variant = arguments()
 if variant == "float KD":
     absent("distillation")
-student = keras2.ready(resnet.resnet20(keras), task, task.weights())
+student = keras2.ready(resnet.resnet20(keras), task)
 relus = [layer for layer in student.layers if isinstance(layer, keras.layers.ReLU)]
 seen = keras.Model(student.inputs, [layer.output for layer in relus])(task.views[0].astype("float32"), training=False)
 largest = {layer.name: float(tf.reduce_max(output)) for layer, output in zip(relus, seen)}

@@ -30,8 +30,13 @@ def resnet20(keras, width=1, conv=None, relu=None, dense=None):
     return keras.Model(inputs, dense(10, "logits")(x))
 
 
+def key(layer, variable):
+    """ "layer/variable", the same in every Keras."""
+    return f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}"
+
+
 def load(model, weights):
-    """Sets the weights of {"layer/variable": array}. Raises: KeyError for a variable that is not there."""
+    """Sets the weights of {key: array}. Raises: KeyError for a variable that is not there."""
     for layer in model.layers:
         if layer.weights:
-            layer.set_weights([weights[f"{layer.name}/{variable.name.split('/')[-1].split(':')[0]}"] for variable in layer.weights])
+            layer.set_weights([weights[key(layer, variable)] for variable in layer.weights])

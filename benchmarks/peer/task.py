@@ -1,6 +1,6 @@
 """What every peer is given, and what it measures: NumPy alone, as it runs in each peer's own environment.
 
-A task is a folder: settings.json (steps, batch, rate), views.npy [steps, batch, 32, 32, 3] float16 in -1..1 and labels.npy, the same
+A task is a folder: settings.json (steps, rate), views.npy [steps, batch, 32, 32, 3] float16 in -1..1 and labels.npy, the same
 images in the same order for all; test_images.npy, test_labels.npy; student.npz and teacher.npz, weights by "layer/variable" of
 float ResNet-20s; logits.npy, the student's on the first 100 test images.
 """
@@ -19,7 +19,7 @@ class Task:
         """folder: the task's. file: where the peer's TFLite file goes."""
         self.folder, self.file = pathlib.Path(folder), file
         settings = json.loads((self.folder / "settings.json").read_text())
-        self.steps, self.batch, self.rate = settings["steps"], settings["batch"], settings["rate"]
+        self.steps, self.rate = settings["steps"], settings["rate"]
         self.views = np.load(self.folder / "views.npy", mmap_mode="r")
         self.labels = np.load(self.folder / "labels.npy")
         self.test_images = np.load(self.folder / "test_images.npy").astype(np.float32)

@@ -9,5 +9,5 @@ from benchmarks.peer.task import absent, arguments, reported
 task, variant = arguments()
 if variant != "8":
     absent("distillation" if variant == "float KD" else "other widths than 8: quantize_model has no argument for them")
-model = tfmot.quantization.keras.quantize_model(keras2.ready(resnet.resnet20(keras), task, task.weights()))
+model = tfmot.quantization.keras.quantize_model(keras2.ready(resnet.resnet20(keras), task))
 reported(keras2.train(keras, model, task), lambda: keras2.convert(model, task))

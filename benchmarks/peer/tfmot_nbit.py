@@ -11,6 +11,6 @@ task, variant = arguments()
 if not variant.isdigit():
     absent("distillation" if variant == "float KD" else "ternary quantizers: its widths are whole bits")
 scheme = DefaultNBitQuantizeScheme(num_bits_weight=int(variant), num_bits_activation=int(variant))
-annotated = tfmot.quantization.keras.quantize_annotate_model(keras2.ready(resnet.resnet20(keras), task, task.weights()))
+annotated = tfmot.quantization.keras.quantize_annotate_model(keras2.ready(resnet.resnet20(keras), task))
 model = tfmot.quantization.keras.quantize_apply(annotated, scheme)
 reported(keras2.train(keras, model, task), lambda: keras2.convert(model, task))
