@@ -1,4 +1,4 @@
-"""kerakd: learned intervals, ternary kernels, and the float student under the float teacher."""
+"""kerakd: learned intervals, ternary kernels with learned scales, and the float student under the float teacher."""
 
 import tensorflow as tf
 import tf_keras as keras
@@ -9,7 +9,7 @@ from benchmarks.peer.task import arguments, reported
 
 QUANTIZERS = {
     **{bits: (kerakd.Interval(int(bits)), kerakd.Interval(int(bits), gradient_scale=True)) for bits in ("8", "4", "2")},
-    "ternary": (kerakd.Ternary(), kerakd.Interval(8)),
+    "ternary": (kerakd.Ternary(learned=True), kerakd.Interval(8)),
 }
 
 task, variant = arguments()

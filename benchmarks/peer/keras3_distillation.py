@@ -14,9 +14,8 @@ student, teacher = resnet.resnet20(keras), resnet.resnet20(keras, width=2)
 resnet.load(student, task.weights())
 resnet.load(teacher, task.weights("teacher"))
 task.check(lambda images: np.asarray(student(images, training=False)))
-distiller = keras.distillation.Distiller(
-    teacher=teacher, student=student, distillation_losses=keras.distillation.LogitsDistillation(temperature=4.0), student_loss_weight=0.5
-)
+softened = keras.distillation.LogitsDistillation(temperature=4.0, loss=keras.losses.KLDivergence())  # the default takes logits for probabilities
+distiller = keras.distillation.Distiller(teacher=teacher, student=student, distillation_losses=softened, student_loss_weight=0.5)
 optimizer = keras.optimizers.SGD(task.rate, momentum=0.9, nesterov=True)
 distiller.compile(optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
 
