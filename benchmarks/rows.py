@@ -5,6 +5,7 @@ import pathlib
 
 RESULTS = pathlib.Path("results")
 CIFAR10 = RESULTS / "cifar10"
+STEPS = RESULTS / "steps.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ import json
 import statistics
 
 from benchmarks import pictures
-from benchmarks.rows import CIFAR10, LIMITS, RESULTS, ROWS, SECTIONS
+from benchmarks.rows import CIFAR10, LIMITS, RESULTS, ROWS, SECTIONS, STEPS
 
 INTRODUCTION = """# Measured on CIFAR-10
 
@@ -32,9 +32,10 @@ and `make results` makes these tables and pictures from what is kept.
 weights, `float_3` for three epochs. *file*: *exact* where on 1,000 test images every logit of the file and every kernel's code equals that
 of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by
 at most *moved* steps of the output. *minutes*: of training, wall-clock, on so many cores of a busy machine; a row that was the first to ask
-the teacher about its views paid for those after it, which read its answers from a cache."""
-IMAGES = {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs"}
-COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "minutes (cores)", "date")
+the teacher about its views paid for those after it, which read its answers from a cache. *ms a step*: of 128 images on one core, the
+teacher asked, all rows in turn (`python -m benchmarks.row_steps`); of a row with several phases the mean over its epochs."""
+IMAGES = {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs", "steps": "accuracy against the time of a step"}
+COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (cores)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
 views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
 other. A file is what TensorFlow's converter makes of a Keras peer's network, and of kerakd's student its own exporter; its accuracy on
@@ -53,14 +54,16 @@ float in QKeras and Brevitas; in kerakd and tfmot they are integers."""
 
 
 def runs():
-    """{row: [what results/cifar10/ROW_SEED holds, in order of seeds]} of the runs that were kept."""
+    """{row: [what results/cifar10/ROW_SEED holds, in order of seeds]} of the runs that were kept, "step_ms" where a step was timed."""
+    steps = json.loads(STEPS.read_text())["milliseconds"] if STEPS.exists() else {}
     found = {row: [] for row in ROWS}
     for path in sorted(CIFAR10.glob("*/run.json")):
         row, _, seed = path.parent.name.rpartition("_")
         metrics = [json.loads(line) for line in (path.parent / "metrics.jsonl").read_text().splitlines()]
         proof = path.parent / "student.json"
         card = json.loads(proof.read_text()) if proof.exists() else None
-        found[row].append({**json.loads(path.read_text()), "seed": int(seed), "metrics": metrics, "card": card})
+        step = {"step_ms": steps[row]} if row in steps else {}
+        found[row].append({**json.loads(path.read_text()), **step, "seed": int(seed), "metrics": metrics, "card": card})
     return found
 
 
@@ -103,6 +106,7 @@ def _line(name, row, found):
         str(len(made[0]["metrics"])),
         f"{made[0]['bytes']:,}",
         *_file(made),
+        f"{made[0]['step_ms']:.0f}" if "step_ms" in made[0] else "",
         _minutes(made),
         ", ".join(sorted({run["finished"] for run in made})),
     ]
@@ -193,7 +197,11 @@ def text(found):
 def main():
     found = runs()
     (RESULTS / "README.md").write_text(text(found))
-    figures = {"bytes": pictures.scattered(found), "epochs": pictures.learning(found)}
+    figures = {
+        "bytes": pictures.scattered(found, "zipped", "kilobytes of the .tflite, zipped; of a float network, in float32", unit=1e3, scale="log"),
+        "epochs": pictures.learning(found),
+        "steps": pictures.scattered(found, "step_ms", "milliseconds of a training step"),
+    }
     for name, figure in figures.items():
         figure.savefig(RESULTS / f"{name}.png", dpi=110)
     print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(RESULTS / f'{name}.png') for name in figures)}")

@@ -51,6 +51,16 @@ class Stage:
     make: object
     size: int = 0
 
+    @property
+    def quantized(self):
+        """Whether its student is."""
+        return self.name.split("_")[0] not in ("teacher", "float")
+
+    @property
+    def teacher_learns(self):
+        """Whether it does in any of the phases."""
+        return any(MODES[mode].teacher_learns for mode, _ in self.phases)
+
 
 class Training:
     """A run: the configuration, its data, its directory and how it is kept."""
@@ -166,7 +176,7 @@ class Training:
         """How many each phase has."""
         return [epochs * self.lessons.batches(MODES[mode].frozen_teacher) for mode, epochs in phases]
 
-    def compile(self, distiller, stage, quantized):
+    def compile(self, distiller, stage):
         """Gives the distiller its optimizers, each built for its variables; returns those, for the checkpoint."""
         c = self.config
         rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
@@ -175,7 +185,7 @@ class Training:
             kind = interval_kind(variable)
             groups.setdefault("optimizer" if rates.get(kind) is None else kind, []).append(variable)
         made = {kind: self.optimizer(rates.get(kind, c.learning_rate), stage.phases, variables) for kind, variables in groups.items()}
-        if any(MODES[mode].teacher_learns for mode, _ in stage.phases):
+        if stage.teacher_learns:
             learning = [(mode, epochs) for mode, epochs in stage.phases if MODES[mode].teacher_learns]
             made["teacher_optimizer"] = self.optimizer(c.learning_rate, learning, distiller.teachers[0].trainable_variables)
         distiller.compile(
@@ -186,7 +196,7 @@ class Training:
             activation_interval_optimizer=made.get("activation_interval"),
             jit_compile=c.jit_compile,
             steps_per_execution=c.steps_per_execution,
-            **(self.medicine(sum(self.steps(stage.phases))) if quantized else {}),
+            **(self.medicine(sum(self.steps(stage.phases))) if stage.quantized else {}),
         )
         return distiller.optimizers if distiller.watch is None else {**distiller.optimizers, "watch": distiller.watch}
 
@@ -199,28 +209,32 @@ class Training:
             "watch": c.watch,
         }
 
-    def train_stage(self, stage):
-        """Trains one stage, from its newest checkpoint if there is one, and saves its student."""
-        c = self.config
+    def ready(self, stage):
+        """(its distiller, compiled; {name: what a checkpoint holds of it}), as they begin."""
         keras.utils.set_random_seed(stage.seed)
-        quantized = stage.name.split("_")[0] not in ("teacher", "float")
         networks = stage.make()
         with self.devices.strategy.scope():
             student, teachers = self.placed(*networks)
             del networks
             distiller = self.distiller(stage, student, teachers)
-            objects = {"student": student, **self.compile(distiller, stage, quantized)}
-        learns = any(MODES[mode].teacher_learns for mode, _ in stage.phases)
-        if learns:  # a frozen one is read again
+            objects = {"student": student, **self.compile(distiller, stage)}
+        if stage.teacher_learns:  # a frozen one is read again
             objects["teacher"] = teachers[0]
         if distiller.hints is not None:
             objects |= {f"projector_{k}": projector for k, projector in enumerate(distiller.hints.projectors) if projector is not None}
-        learners = [student, *teachers] if learns else [student]
-        objects |= {f"random_{k}": state for k, state in enumerate(state for model in learners for state in random_states(model))}
+        states = (state for model in (student, *(teachers if stage.teacher_learns else [])) for state in random_states(model))
+        return distiller, objects | {f"random_{k}": state for k, state in enumerate(states)}
+
+    def train_stage(self, stage):
+        """Trains one stage, from its newest checkpoint if there is one, and saves its student."""
+        c = self.config
+        distiller, objects = self.ready(stage)
+        student = distiller.student
+        learners = [student, *(distiller.teachers if stage.teacher_learns else [])]
         with self.devices.strategy.scope():
             (done, batch), metrics = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
-        if quantized and not (done or batch) and c.from_float():
+        if stage.quantized and not (done or batch) and c.from_float():
             net = self.directory.load_model("float") if c.float_epochs else self.build(c.student, c.student_width)
             print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training; float {self.accuracy(net):.4f}")
         ended = 0
@@ -235,11 +249,11 @@ class Training:
                     self.fit(distiller, stage, objects, first, ended)
         for model in learners:
             check_finite(model)
-        if learns:
-            self.directory.save_model(f"{stage.name}_teacher", self.trained(teachers[0]))
+        if stage.teacher_learns:
+            self.directory.save_model(f"{stage.name}_teacher", self.trained(distiller.teachers[0]))
         # last, as its presence says to a resumed run that the stage is done
         student = self.trained(student)
-        self.directory.save_model(stage.name, settle(student) if quantized and c.exports() else student)
+        self.directory.save_model(stage.name, settle(student) if stage.quantized and c.exports() else student)
         self.devices.largest(0)  # the chief has written what the others read next
         self.directory.drop_checkpoints(stage.name)
 

@@ -25,9 +25,8 @@ def main(path, workdir):
         training.directory.claim(config.text(), resume=False, overwrite=True)
         training.directory.save_model("float", training.build(config.student, config.student_width))
     stage = training.stages()[-1]
-    student, teachers = stage.make()
-    distiller = training.distiller(stage, student, teachers)
-    training.compile(distiller, stage, quantized=True)
+    distiller, _ = training.ready(stage)
+    student = distiller.student
     before, took = [weight.copy() for weight in student.get_weights()], []
     for mode, _ in stage.phases:
         started = time.perf_counter()

@@ -106,6 +106,15 @@ def test_an_aim_says_how_far_it_is_reached_on_how_many_seeds_or_that_it_is_open(
     assert "| best_w4a4 not below float_longer | not run yet |" in text
 
 
+def test_a_rows_step_is_that_of_the_one_run_that_timed_all(tmp_path, monkeypatch):
+    timed = tmp_path / "steps.json"
+    timed.write_text(json.dumps({"milliseconds": {"teacher": 765.4}}))
+    monkeypatch.setattr(tables, "STEPS", timed)
+    found = tables.runs()
+    assert " | 765 | " in tables.section("x", {"teacher": rows.ROWS["teacher"]}, found)[4]
+    assert all("step_ms" not in run for row, made in found.items() if row != "teacher" for run in made)
+
+
 def test_without_runs_there_are_no_numbers():
     text = tables.text(some())
     assert "Nothing was run yet." in text and all(f" {name}" in text for name in rows.ROWS)
@@ -113,8 +122,10 @@ def test_without_runs_there_are_no_numbers():
 
 def test_pictures_hold_every_row_that_was_run():
     found = some(float=[0.8, 0.82], ternary=[0.79])
-    (axes,) = pictures.scattered(found).axes
-    assert {text.get_text() for text in axes.texts} == {"float", "ternary"}
+    (axes,) = pictures.scattered(found, "zipped", "kilobytes", unit=1e3).axes
+    assert {text.get_text() for text in axes.texts} == {"float", "ternary"} and [list(line.get_xdata()) for line in axes.lines] == [[1.0]] * 2
+    (axes,) = pictures.scattered(found, "step_ms", "milliseconds").axes  # of no row a step was timed
+    assert not axes.texts
     (axes,) = pictures.learning(found).axes
     assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([81] * 3), pytest.approx([79] * 3)]
 
