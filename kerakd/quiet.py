@@ -1,6 +1,7 @@
-"""Imported first by every program, never by the library: TensorFlow's chatter off, and `tf.keras` is Keras 2, which keras_cv asks for."""
+"""Imported first by every program, never by the library: TensorFlow's chatter off, `tf.keras` is Keras 2, which keras_cv asks for, no Keras 3."""
 
 import os
+import sys
 
 from kerakd.chatter import native_chatter_off
 
@@ -9,3 +10,19 @@ os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 __all__ = ["native_chatter_off"]
+
+
+def _load_tfmot():
+    """Loads it without Keras 3, in which it looks for `keras.engine`, which that has not; it takes two seconds and brings in scikit-learn."""
+    import tensorflow  # noqa: F401
+
+    hidden = sys.modules.setdefault("keras", None)  # makes `import keras` an ImportError
+    try:
+        import tensorflow_model_optimization  # noqa: F401
+    finally:
+        if hidden is None:
+            del sys.modules["keras"]
+
+
+with native_chatter_off():
+    _load_tfmot()

@@ -1,7 +1,10 @@
-"""Imports go down only: each module of kerakd imports from its own floor or from below, and export imports kerakd, never the reverse."""
+"""Imports go down only: a module of kerakd imports from its own floor or below, export imports kerakd, never the reverse; programs load no Keras 3."""
 
 import ast
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -50,3 +53,8 @@ def test_the_library_does_not_know_the_application():
 def test_the_program_that_trains_is_imported_by_nobody():
     users = [path for path in FILES if "kerakd.train" in set(imported(path))]
     assert users == []
+
+
+def test_a_program_loads_no_keras_3_and_finds_it_when_it_needs_it():
+    code = "import sys, kerakd.train; assert not {'keras', 'sklearn'} & set(sys.modules); import keras; assert keras.__version__.startswith('3.')"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
