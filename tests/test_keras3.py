@@ -14,9 +14,10 @@ import tf_keras as k2
 from conftest import ROOT
 
 import kerakd
-from kerakd import graph, keras3
+from kerakd import graph
 from kerakd.errors import BadInput
 from kerakd.keras3 import from_keras3
+from kerakd.keras3 import layers as keras3_layers
 
 L, ops, act = k3.layers, k3.ops, k3.activations
 RNG = np.random.default_rng(0)
@@ -186,7 +187,7 @@ def test_a_layer_of_two_tensors_has_the_same_outputs(layer):
 
 
 def test_every_layer_on_the_list_is_compared_here():
-    assert {type(layer).__name__ for layer in [*MERGES, *(layer for layer, _ in LAYERS)]} == keras3.LAYERS
+    assert {type(layer).__name__ for layer in [*MERGES, *(layer for layer, _ in LAYERS)]} == keras3_layers.LAYERS
 
 
 OPERATIONS = {
@@ -560,7 +561,7 @@ def test_a_switched_off_model_stays_off(trained):
 
 
 def test_other_outputs_are_refused_at_the_first_layer_that_has_them(monkeypatch):
-    monkeypatch.setitem(keras3.ACTIVATIONS, "silu", "relu")
+    monkeypatch.setitem(keras3_layers.ACTIVATIONS, "silu", "relu")
     x = k3.Input((3,), name="x")
     model = k3.Model(x, L.Dense(2, name="third")(L.Dense(3, activation="silu", name="second")(L.Dense(3, name="first")(x))))
     with pytest.raises(BadInput, match="received others from 'second' on"):
