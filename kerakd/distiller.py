@@ -317,8 +317,14 @@ class Distiller(keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
-        for optimizer, variables in self._groups():
-            optimizer.minimize(loss, variables, tape=tape)
+        groups = self._groups()
+        if self._loss_scaled:  # each scales the loss by its own
+            for optimizer, variables in groups:
+                optimizer.minimize(loss, variables, tape=tape)
+        else:  # one backward pass for all
+            gradients = iter(tape.gradient(loss, [variable for _, variables in groups for variable in variables]))
+            for optimizer, variables in groups:
+                optimizer.apply_gradients([(next(gradients), variable) for variable in variables])
         if teacher_loss is not None:
             self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
 
