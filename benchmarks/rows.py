@@ -65,6 +65,7 @@ SECTIONS = {
         "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "ternary_c_alone"),
         "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
+        "best_w2a2_sums": Row("2-bit weights, and activations but for the sums of branches: 8 bits", "float_longer"),
         "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
     },
 }
