@@ -65,9 +65,9 @@ SECTIONS = {
         "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "ternary_c_alone"),
         "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
-        "best_w2a2_sums": Row("2-bit weights, and activations but for the sums of branches: 8 bits", "float_longer"),
+        "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
         "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
-LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0}  # aims, named before they were run: how many points below float at most
+LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0}  # aims, named before they were run: how many points below float at most

@@ -1,5 +1,6 @@
 """What frozen teachers said of every view, kept: views are pure functions of (seed, epoch, example), so a run with the same views never asks again."""
 
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -23,6 +24,17 @@ def fingerprint(model):
     for weight in model.get_weights():
         digest.update(str(weight.shape).encode() + np.ascontiguousarray(weight).tobytes())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def _alone(folder):
+    """One run at a time is in here with the folder."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 class TeacherCache:
@@ -64,8 +76,7 @@ class TeacherCache:
             raise BadInput(f"teacher_cache: expected a cache, or a new or empty folder, received {self.folder}, which holds other files; take another")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with open(self.folder / ".made_from.lock", "a") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX)
+            with _alone(self.folder):
                 if not label.exists():
                     write_aside(label, lambda aside: aside.write_text(json.dumps(made_from, indent=1) + "\n"))
         except OSError as error:
@@ -82,9 +93,10 @@ class TeacherCache:
                 for other in set(self._open) - {epoch - 1}:
                     del self._open[other]
                 paths = [self.folder / f"epoch_{epoch:05d}.{kind}" for kind in KINDS]
-                if not paths[0].exists():
-                    paths[1].unlink(missing_ok=True)  # marks of logits that somebody deleted
-                self._open[epoch] = [_array(path, *self._layout(kind)) for path, kind in zip(paths, KINDS, strict=True)]
+                with _alone(self.folder):
+                    if not paths[0].exists():
+                        paths[1].unlink(missing_ok=True)  # marks of logits that somebody deleted
+                    self._open[epoch] = [_array(path, *self._layout(kind)) for path, kind in zip(paths, KINDS, strict=True)]
             return self._open[epoch]
 
     def read(self, epoch, batch):

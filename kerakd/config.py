@@ -48,6 +48,7 @@ class Config:
     activations: str = flag("interval:8", "quantizer of activations, likewise")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
+    sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels read it narrowed to those; 0: as activations")
     override: tuple = flag((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
     calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = flag(512, "how many training images it looks at")
@@ -278,9 +279,9 @@ class Config:
             pattern, equals, rule = text.rpartition("=") if "/" in text.rpartition("=")[2] else text.partition("=")
             if not equals or rule.count("/") != 1:
                 raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
-            weights, activations = rule.split("/")
-            overrides[pattern] = scheme.Scheme(quantizers.parse(weights), quantizers.parse(activations))
-        return scheme.Scheme(quantizers.parse(self.weights), quantizers.parse(self.activations), self.first or None, self.last or None, overrides)
+            overrides[pattern] = scheme.Scheme(*map(quantizers.parse, rule.split("/")))
+        weights, activations = quantizers.parse(self.weights), quantizers.parse(self.activations)
+        return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None)
 
     def exports(self):
         """Whether the student can become an integer file: every quantizer is there."""

@@ -318,7 +318,7 @@ class Distiller(keras.Model):
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
         groups = self._groups()
-        if self._loss_scaled:  # each scales the loss by its own
+        if not all(_takes_gradients(optimizer) for optimizer, _ in groups):
             for optimizer, variables in groups:
                 optimizer.minimize(loss, variables, tape=tape)
         else:  # one backward pass for all
@@ -423,6 +423,11 @@ def _node(message):
     """The layer in an error message of TensorFlow, "{{node model/layer/op}}"."""
     found = re.search(r"{{node (\S*?)/?[^/]*}}", message)
     return repr(found.group(1).rpartition("/")[2]) if found else "a quantizer"
+
+
+def _takes_gradients(optimizer):
+    """Whether it takes the loss's gradients as they are, and does not make its own, as one that scales the loss does."""
+    return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))
 
 
 def _replicas():

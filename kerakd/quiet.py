@@ -13,7 +13,7 @@ __all__ = ["native_chatter_off"]
 
 
 def _load_tfmot():
-    """Loads it without Keras 3, in which it looks for `keras.engine`, which that has not; it takes two seconds and brings in scikit-learn."""
+    """Loads it without Keras 3: it looks there for `keras.engine`, in vain, and loading Keras 3 takes seconds (BUILD.md)."""
     import tensorflow  # noqa: F401
 
     hidden = sys.modules.setdefault("keras", None)  # makes `import keras` an ImportError

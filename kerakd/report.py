@@ -30,7 +30,7 @@ with quiet.native_chatter_off():
 
 COLOURS = {"teacher": "tab:gray", "float": "tab:green", "alone": "tab:orange", "taught": "tab:blue"}
 SCHEMES = {"joint": "A: joint", "trained_teacher": "B: trained_teacher", "finetune": "C: finetune"}  # Apprentice's letters
-STUDENT = ("dataset", "synthetic", "image_size", "shrink", "student", "student_width", "weights", "activations", "first", "last", "override")
+STUDENT = ("dataset", "synthetic", "image_size", "shrink", "student", "student_width", "weights", "activations", "first", "last", "sums", "override")
 WIDTHS = ("weights", "activations")
 BARE = ("phase", "student")  # flags whose values speak for themselves
 SILENT = ("data_dir", "teacher_cache", "compare", "watch", "seeds", "steps_per_execution")  # flags that change no student

@@ -43,6 +43,9 @@ class Scheme:
             where `first` is).
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
             and it comes before `first` and `last`. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
+        sums: bits of what additions read, where `activations` has fewer; a weighted layer that reads such a tensor as well
+            takes it narrowed to `activations`. The papers leave the sums of residual networks in float: 8 is the nearest
+            to that in integers. None: as `activations`.
     Raises: BadInput for what is not a quantizer, for bits outside 2..8.
     """
 
@@ -51,13 +54,14 @@ class Scheme:
     first: int | None = 8
     last: int | None = 8
     overrides: dict = dataclasses.field(default_factory=dict)
+    sums: int | None = None
 
     def __post_init__(self):
         for name in ("weights", "activations"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, Quantizer):
                 raise BadInput(f"{name}: expected a quantizer such as kerakd.Interval(bits=4), or None for float, received {value!r}")
-        for bits in (self.first, self.last):
+        for bits in (self.first, self.last, self.sums):
             if bits is not None:
                 Interval(bits)  # refuses bits outside 2..8
         for pattern, rule in self.overrides.items():
@@ -72,6 +76,7 @@ class Plan:
     kernels: a quantizer or None for each call's kernel.
     outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
     absorbed: for each call whether the quantizer of its output takes its place.
+    narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
     input: the quantizer of the model's inputs, or None.
     inexact: names of the layers for which a file is not promised to be exact.
     """
@@ -79,6 +84,7 @@ class Plan:
     kernels: list
     outputs: list
     absorbed: list
+    narrowed: list
     input: Quantizer | None
     inexact: list
 
@@ -136,13 +142,50 @@ def plan(model, scheme):
     for call in calls:
         quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
         outputs.append(quantizer and (quantizer, groups[id(call)]))
+    narrowed = _widen(calls, weighted, outputs, scheme) if scheme.sums else [None] * len(calls)
     _check_groups(calls, outputs)
     sizes = collections.Counter(group for _, group in filter(None, outputs))
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
     kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
     inexact = [call.layer.name for call in calls if not is_exact(call.layer)]
-    return Plan(kernels, outputs, absorbed, _input_quantizer(calls, scheme), inexact)
+    return Plan(kernels, outputs, absorbed, narrowed, _input_quantizer(calls, scheme), inexact)
+
+
+def _widen(calls, weighted, outputs, scheme):
+    """Gives the tensors that additions read `scheme.sums` bits, in `outputs`; returns Plan.narrowed."""
+    readers = {}  # of a call's tensor, past layers that only pass values on
+    for call in calls:
+        for value in call.inputs:
+            readers.setdefault(id(_origin(value)), []).append((call, value))
+    narrowed, names = {}, {}
+    for k, call in enumerate(calls):
+        quantizer, group = outputs[k] or (None, None)
+        read = readers.get(id(call), [])
+        if quantizer is None or not any(isinstance(reader.layer, L.Add) for reader, _ in read):
+            continue
+        low, high = quantizer.levels()
+        if low < 0 or high >= 2**scheme.sums - 1 or _rule(scheme, call) is not None:
+            continue
+        outputs[k] = dataclasses.replace(quantizer, bits=scheme.sums), group
+        for reader, value in read:
+            if kernel_name(reader.layer) and reader is not weighted[-1]:
+                free = _free_name(f"{value.call.layer.name}_narrow", names.values())
+                narrowed[id(reader)] = quantizer, names.setdefault(id(value), free)
+    return [narrowed.get(id(call)) for call in calls]
+
+
+def _free_name(wanted, taken):
+    """`wanted`, with a number behind it where that is taken."""
+    return next(name for name in itertools.chain([wanted], (f"{wanted}{k}" for k in itertools.count(2))) if name not in taken)
+
+
+def _origin(value):
+    """The call whose values the tensor holds; None for a model input."""
+    call = value.call
+    while call is not None and isinstance(call.layer, TRANSPARENT):
+        call = call.inputs[0].call
+    return call
 
 
 def _absorbs(quantizer, layer, shared):
@@ -302,10 +345,16 @@ def quantize(model, scheme):
             f"kerakd: not on README's list of layers whose file is exact, and perhaps float in it: {', '.join(todo.inexact)}",
             file=sys.stderr,
         )
-    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, strict=True))
+    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, strict=True))
+    narrow = {}
 
     def attach(layer, args, kwargs):
-        kernel, output, absorbed = next(steps)
+        kernel, output, absorbed, narrowed = next(steps)
+        if narrowed is not None:
+            quantizer, name = narrowed
+            if name not in narrow:  # times 1, which is a depthwise convolution in the file: an operation that moves a tensor to another grid
+                narrow[name] = QuantizedActivation(quantizer, relu=True, name=f"{name}_out")(L.Rescaling(1.0, name=name)(args[0]))
+            args = (narrow[name], *args[1:])
         if not absorbed and layer.name not in made:
             clone = graph.clone_layer(layer)
             standardized = kernel is not None and isinstance(layer, StandardizedConv2D)
@@ -316,8 +365,7 @@ def quantize(model, scheme):
             return outputs
         quantizer, group = output
         if group not in quantizers:
-            taken = {layer.name for layer in quantizers.values()}
-            name = next(n for n in itertools.chain([f"{layer.name}_out"], (f"{layer.name}_out{k}" for k in itertools.count(2))) if n not in taken)
+            name = _free_name(f"{layer.name}_out", {layer.name for layer in quantizers.values()})
             quantizers[group] = QuantizedActivation(quantizer, absorbed, layer.max_value if absorbed else None, name=name)
         return tf.nest.map_structure(quantizers[group], outputs)
 

@@ -61,6 +61,10 @@ class Stage:
         """Whether it does in any of the phases."""
         return any(MODES[mode].teacher_learns for mode, _ in self.phases)
 
+    def learners(self, distiller):
+        """The networks that it trains."""
+        return [distiller.student, *(distiller.teachers if self.teacher_learns else [])]
+
 
 class Training:
     """A run: the configuration, its data, its directory and how it is kept."""
@@ -222,7 +226,7 @@ class Training:
             objects["teacher"] = teachers[0]
         if distiller.hints is not None:
             objects |= {f"projector_{k}": projector for k, projector in enumerate(distiller.hints.projectors) if projector is not None}
-        states = (state for model in (student, *(teachers if stage.teacher_learns else [])) for state in random_states(model))
+        states = (state for model in stage.learners(distiller) for state in random_states(model))
         return distiller, objects | {f"random_{k}": state for k, state in enumerate(states)}
 
     def train_stage(self, stage):
@@ -230,7 +234,6 @@ class Training:
         c = self.config
         distiller, objects = self.ready(stage)
         student = distiller.student
-        learners = [student, *(distiller.teachers if stage.teacher_learns else [])]
         with self.devices.strategy.scope():
             (done, batch), metrics = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
@@ -247,7 +250,7 @@ class Training:
                     first += 1
                 if first < ended:
                     self.fit(distiller, stage, objects, first, ended)
-        for model in learners:
+        for model in stage.learners(distiller):
             check_finite(model)
         if stage.teacher_learns:
             self.directory.save_model(f"{stage.name}_teacher", self.trained(distiller.teachers[0]))

@@ -347,6 +347,14 @@ def test_in_half_precision_it_trains_nearly_the_same(mode, policy):
     assert {variable.dtype for variable in student.trainable_variables} == {tf.float32} and student(X).dtype == tf.float32
 
 
+def test_a_loss_scale_of_the_callers_own_scales_the_loss(monkeypatch):
+    """In float32, where nobody else would."""
+    optimizer = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(0.1), dynamic=False, initial_scale=64.0)
+    scale, scaled = type(optimizer).get_scaled_loss, []
+    monkeypatch.setattr(type(optimizer), "get_scaled_loss", lambda self, loss: scaled.append(loss) or scale(self, loss))
+    assert train(taught("alone", net(1), optimizer=optimizer)) == train(taught("alone", net(1), optimizer=keras.optimizers.SGD(0.1))) and scaled
+
+
 def test_an_optimizer_for_a_teacher_that_comes_later_is_no_harm():
     model = taught("alone", teacher_optimizer=keras.optimizers.SGD(0.1))
     assert np.isfinite(train(model)["loss"]).all()

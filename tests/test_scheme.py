@@ -95,6 +95,33 @@ def test_a_residual_net_is_quantized_after_the_relu_at_the_additions_operands_an
     assert activations(quantize(resnet(), Scheme(None, Interval(4)))) == expected
 
 
+def test_what_additions_read_has_the_bits_of_sums_and_kernels_read_it_narrowed():
+    student, plain = (quantize(resnet(), Scheme(Ternary(), Interval(2), sums=sums)) for sums in (6, None))
+    expected = activations(plain) | {"conv_relu_out": Interval(6, signed=False, narrow=False), "conv_relu_narrow_out": activations(plain)["conv_relu_out"]}
+    assert activations(student) == expected
+    calibrate(student, IMAGES)
+    added, read = (keras.Model(student.inputs, student.get_layer(name).input)(IMAGES) for name in ("stage1_block1_add", "stage1_block1_conv1"))
+    wide = keras.Model(student.inputs, student.get_layer("stage1_block1_add").input[1])(IMAGES)
+    assert len(np.unique(read)) <= 4 < len(np.unique(wide)) <= 64 and len(added) == 2
+
+
+def test_kernels_that_read_one_sum_share_what_narrows_it_past_a_pooling_too():
+    inputs = keras.Input((8, 8, 2))
+    x = L.MaxPooling2D(2, name="pool")(L.ReLU(name="relu")(L.Conv2D(3, 3, name="first")(inputs)))
+    x = L.Add(name="add")([x, L.Conv2D(3, 1, name="a")(x), L.Conv2D(3, 1, name="b")(x)])
+    model = keras.Model(inputs, L.Dense(2, name="head")(L.Flatten()(x)))
+    student = quantize(model, Scheme(Ternary(), Interval(3), sums=8))
+    assert [name for name in activations(student) if "narrow" in name] == ["pool_narrow_out"]
+    assert {node.layer.name for node in student.get_layer("pool_narrow_out")._outbound_nodes} == {"a", "b"}
+
+
+@pytest.mark.parametrize("more", [{"sums": 4}, {"sums": 8, "overrides": {"": Scheme(Ternary(), Interval(4))}}], ids=["no more bits", "override"])
+def test_nothing_is_narrowed_where_sums_have_no_more_bits_or_an_override_says_otherwise(more):
+    assert (
+        activations(quantize(resnet(), Scheme(Ternary(), Interval(4), **more))).keys() == activations(quantize(resnet(), Scheme(Ternary(), Interval(4)))).keys()
+    )
+
+
 def test_nothing_stands_between_what_one_integer_operation_computes():
     student = quantize(resnet(), Scheme(Ternary(), Interval(4)))
     for layer in student.layers:
@@ -406,6 +433,7 @@ def test_a_model_that_cannot_be_quantized_is_refused(model, rules, telling):
         (lambda: Scheme(None, 8), "activations: expected a quantizer such as .* received 8"),
         (lambda: Scheme(None, None, first=1), "from 2 to 8, received 1"),
         (lambda: Scheme(None, None, last=9), "from 2 to 8, received 9"),
+        (lambda: Scheme(None, None, sums=16), "from 2 to 8, received 16"),
         (lambda: Scheme(None, None, overrides={"conv": Interval(4)}), "overrides.'conv'.: expected a Scheme, received Interval"),
         (lambda: quantize(resnet(), Scheme(None, Ternary())), "activations: expected a quantizer of activations, received Ternary"),
         (lambda: quantize(resnet(), Scheme(Pact(4), None)), "weights: expected a quantizer of weights, received Pact"),

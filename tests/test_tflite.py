@@ -229,6 +229,12 @@ def test_the_small_container_holds_every_code(packed):
     assert (proof.container, proof.codes_equal, proof.float_tensors) == ("int4", 1.0, [])
 
 
+@pytest.mark.parametrize("bits", [2, 3])
+def test_sums_wider_than_what_kernels_read_are_exact(bits):
+    student = made_student(residual_net, Scheme(Interval(bits), Interval(bits), sums=8))
+    assert student.get_layer("first_relu_narrow") and assert_exact(student, to_tflite(student), noise())
+
+
 def test_a_projection_shortcut_is_exact():
     student = made_student(lambda: kerakd.models.build("resnet8", SHAPE, 10, 0.25), SCHEMES["W4A4"])
     assert_exact(student, to_tflite(student), noise())
