@@ -42,5 +42,6 @@ def learning(found):
         axes.plot(range(1, len(means) + 1), means, "--" if row.startswith("float") else "-", marker=".", label=row)
     axes.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(50, None))
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    if axes.lines:
+        axes.legend(fontsize=8)
     return figure

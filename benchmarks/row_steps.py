@@ -2,8 +2,8 @@
 
     python -m benchmarks.row_steps [--row=NAME ...] [--repeats=9] [--json=FILE]
 
-A step as kerakd.train takes it, with the row's configuration, on a batch that lies in memory, on one core; a teacher is asked
-and not read from a cache. The rows take a few steps in turn, round after round; the medians count. Of a row with several phases it is
+A step as kerakd.train takes it, with the row's configuration, on a batch that lies in memory, on one core; a teacher that is asked at
+every step is asked, and not read from a cache. The rows take a few steps in turn, round after round; the medians count. Of a row with several phases it is
 the mean over its epochs. TFDS_DATA_DIR says where CIFAR-10 lies.
 """
 
@@ -20,6 +20,8 @@ import kerakd.quiet
 
 with kerakd.quiet.native_chatter_off():
     import numpy as np
+    import tensorflow as tf
+    import tf_keras as keras
 
     from benchmarks.accuracy import is_kept, machine
     from benchmarks.rows import CIFAR10, ROWS, STEPS
@@ -36,6 +38,7 @@ def phases(row, workdir):
     flags, _ = config.parse(["row_steps", f"--flagfile={CIFAR10 / f'{row}.cfg'}"])
     rates = {name: rate for name, rate in STILL.items() if getattr(flags, name) is not None}
     flags = dataclasses.replace(flags, teacher_cache="", batchnorm_batches=0, steps_per_execution=1, **rates)
+    workdir.mkdir()
     training = Training(flags, RunDirectory(workdir))
     stage, lessons = training.stages()[-1], training.lessons
     epochs = sum(count for _, count in stage.phases)
@@ -85,8 +88,12 @@ def main():
     parser.add_argument("--json", type=pathlib.Path, default=STEPS)
     options = parser.parse_args()
     rows = options.row or [row for row in ROWS if is_kept((row, 0))]
+    if options.row and options.json == STEPS:
+        parser.error(f"--json: expected another file than {STEPS} beside --row, as that has all rows of one run, received none; name one")
     if not rows or options.repeats < 1:
         parser.error(f"expected a row that is kept and --repeats of 1 or more, received {rows} and {options.repeats}")
+    tf.config.experimental.enable_op_determinism()  # as kerakd.train
+    keras.backend.experimental.enable_tf_random_generator()
     found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "milliseconds": measure(rows, options.repeats)}
     for row, milliseconds in found["milliseconds"].items():
         print(f"{row:32} {milliseconds:8.1f}")

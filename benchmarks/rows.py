@@ -70,4 +70,4 @@ SECTIONS = {
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
-LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0}  # aims, named before they were run: how many points below float at most
+LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0}  # aims: at most so many points below float

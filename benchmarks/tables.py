@@ -33,14 +33,13 @@ weights, `float_3` for three epochs. *file*: *exact* where on 1,000 test images 
 of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by
 at most *moved* steps of the output. *minutes*: of training, wall-clock, on so many cores of a busy machine; a row that was the first to ask
 the teacher about its views paid for those after it, which read its answers from a cache. *ms a step*: of 128 images on one core, the
-teacher asked, all rows in turn (`python -m benchmarks.row_steps`); of a row with several phases the mean over its epochs."""
-IMAGES = {"bytes": "accuracy against bytes", "epochs": "accuracy against epochs", "steps": "accuracy against the time of a step"}
+teacher asked where it is at every step, all rows in turn (`python -m benchmarks.row_steps`); of several phases the mean over epochs."""
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (cores)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
 views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
 other. A file is what TensorFlow's converter makes of a Keras peer's network, and of kerakd's student its own exporter; its accuracy on
 all 10,000 test images and milliseconds an image (one thread, all files in turn) are LiteRT's. A step holds all that the peer's own
-training loop does in it, with the batch in memory.
+training loop does in it; where that is fed by tf.data (kerakd, keras.distillation), the conversion of the views from float16 too.
 
 What each was told: tfmot nothing: its default scheme, and its experimental n-bit scheme with that width for every layer, the first and
 last too; both learn activations' ranges as moving averages of 0.999, which in so few steps hardly leave where they begin. QKeras
@@ -49,7 +48,7 @@ activations need on a batch, first and last kernel in 8 bits. Brevitas `Int8Weig
 collected for 30 steps, `SignedTernaryWeightPerTensorConst` (whose scale is a constant 0.1), first and last kernel in 8 bits. kerakd
 `Interval`, calibrated by `mse`, activations with LSQ's gradient scale, kernels' intervals at a rate of 0.0001, `Ternary(learned=True)`;
 first and last layer in 8 bits. keras.distillation `LogitsDistillation(4.0, keras.losses.KLDivergence())`: its default, the name
-"kl_divergence", takes logits for probabilities (3.05 of the first batch, where T² KL is 1.70). Sums of residual branches and images stay
+"kl_divergence", stands for a function that it calls on logits as if they were probabilities. Sums of residual branches and images stay
 float in QKeras and Brevitas; in kerakd and tfmot they are integers."""
 
 
@@ -182,12 +181,26 @@ def header(found):
         return ["Nothing was run yet."]
     dates = sorted(run["finished"] for run in every)
     versions = sorted({f"{name} {version}" for run in every for name, version in run["versions"].items()})
-    return [f"{len(every)} runs, {dates[0]} to {dates[-1]}, on {' and '.join(sorted({run['machine'] for run in every}))}; {', '.join(versions)}."]
+    lines = [f"{len(every)} runs, {dates[0]} to {dates[-1]}, on {' and '.join(sorted({run['machine'] for run in every}))}; {', '.join(versions)}."]
+    if STEPS.exists():
+        lines.append("Steps were timed on {date}, {machine}.".format(**json.loads(STEPS.read_text())))
+    return lines
+
+
+def drawn(found):
+    """{name of a picture: (what it shows, Figure)} of what was measured."""
+    figures = {
+        "bytes": ("accuracy against bytes", pictures.scattered(found, "zipped", "kilobytes of the .tflite, zipped; a float network's in float32", 1e3, "log")),
+        "epochs": ("accuracy against epochs", pictures.learning(found)),
+    }
+    if STEPS.exists():
+        figures["steps"] = "accuracy against the time of a step", pictures.scattered(found, "step_ms", "milliseconds of a training step, one core")
+    return figures
 
 
 def text(found):
     """results/README.md."""
-    images = [f"![{what}]({name}.png)" for name, what in IMAGES.items()]
+    images = [f"![{what}]({name}.png)" for name, (what, _) in drawn(found).items()]
     lines = [*INTRODUCTION.splitlines(), "", *header(found), "", *images, ""]
     for title, rows in SECTIONS.items():
         lines += section(title, rows, found)
@@ -197,12 +210,8 @@ def text(found):
 def main():
     found = runs()
     (RESULTS / "README.md").write_text(text(found))
-    figures = {
-        "bytes": pictures.scattered(found, "zipped", "kilobytes of the .tflite, zipped; of a float network, in float32", unit=1e3, scale="log"),
-        "epochs": pictures.learning(found),
-        "steps": pictures.scattered(found, "step_ms", "milliseconds of a training step"),
-    }
-    for name, figure in figures.items():
+    figures = drawn(found)
+    for name, (_, figure) in figures.items():
         figure.savefig(RESULTS / f"{name}.png", dpi=110)
     print(f"wrote {RESULTS / 'README.md'}, {', '.join(str(RESULTS / f'{name}.png') for name in figures)}")
 

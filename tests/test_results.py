@@ -108,10 +108,13 @@ def test_an_aim_says_how_far_it_is_reached_on_how_many_seeds_or_that_it_is_open(
 
 def test_a_rows_step_is_that_of_the_one_run_that_timed_all(tmp_path, monkeypatch):
     timed = tmp_path / "steps.json"
-    timed.write_text(json.dumps({"milliseconds": {"teacher": 765.4}}))
+    timed.write_text(json.dumps({"date": "2026-01-02", "machine": "m", "milliseconds": {"teacher": 765.4}}))
     monkeypatch.setattr(tables, "STEPS", timed)
     found = tables.runs()
     assert " | 765 | " in tables.section("x", {"teacher": rows.ROWS["teacher"]}, found)[4]
+    assert "Steps were timed on 2026-01-02, m." in tables.text(found) and "(steps.png)" in tables.text(found)
+    monkeypatch.setattr(tables, "STEPS", tmp_path / "none.json")
+    assert "steps.png" not in tables.text(found)
     assert all("step_ms" not in run for row, made in found.items() if row != "teacher" for run in made)
 
 
