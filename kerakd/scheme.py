@@ -142,7 +142,7 @@ def plan(model, scheme):
     for call in calls:
         quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
         outputs.append(quantizer and (quantizer, groups[id(call)]))
-    narrowed = _widen(calls, weighted, outputs, scheme) if scheme.sums else [None] * len(calls)
+    narrowed = _widen(calls, weighted, outputs, scheme)
     _check_groups(calls, outputs)
     sizes = collections.Counter(group for _, group in filter(None, outputs))
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
@@ -153,21 +153,21 @@ def plan(model, scheme):
 
 
 def _widen(calls, weighted, outputs, scheme):
-    """Gives the tensors that additions read `scheme.sums` bits, in `outputs`; returns Plan.narrowed."""
+    """Gives the tensors that additions read the bits of `sums`, in `outputs`; returns Plan.narrowed."""
     readers = {}  # of a call's tensor, past layers that only pass values on
     for call in calls:
         for value in call.inputs:
             readers.setdefault(id(_origin(value)), []).append((call, value))
     narrowed, names = {}, {}
     for k, call in enumerate(calls):
-        quantizer, group = outputs[k] or (None, None)
-        read = readers.get(id(call), [])
-        if quantizer is None or not any(isinstance(reader.layer, L.Add) for reader, _ in read):
+        bits, read = (_rule(scheme, call) or scheme).sums, readers.get(id(call), [])
+        if bits is None or outputs[k] is None or not any(isinstance(reader.layer, L.Add) for reader, _ in read):
             continue
+        quantizer, group = outputs[k]
         low, high = quantizer.levels()
-        if low < 0 or high >= 2**scheme.sums - 1 or _rule(scheme, call) is not None:
+        if low < 0 or high >= 2**bits - 1:
             continue
-        outputs[k] = dataclasses.replace(quantizer, bits=scheme.sums), group
+        outputs[k] = dataclasses.replace(quantizer, bits=bits), group
         for reader, value in read:
             if kernel_name(reader.layer) and reader is not weighted[-1]:
                 free = _free_name(f"{value.call.layer.name}_narrow", names.values())

@@ -95,8 +95,10 @@ def test_a_residual_net_is_quantized_after_the_relu_at_the_additions_operands_an
     assert activations(quantize(resnet(), Scheme(None, Interval(4)))) == expected
 
 
-def test_what_additions_read_has_the_bits_of_sums_and_kernels_read_it_narrowed():
-    student, plain = (quantize(resnet(), Scheme(Ternary(), Interval(2), sums=sums)) for sums in (6, None))
+@pytest.mark.parametrize("told", [{"sums": 6}, {"overrides": {"^conv_relu": Scheme(None, Interval(2), sums=6)}}], ids=["scheme", "override"])
+def test_what_additions_read_has_the_bits_of_sums_and_kernels_read_it_narrowed(told):
+    plain = quantize(resnet(), Scheme(Ternary(), Interval(2)))
+    student = quantize(resnet(), Scheme(Ternary(), Interval(2), **told))
     expected = activations(plain) | {"conv_relu_out": Interval(6, signed=False, narrow=False), "conv_relu_narrow_out": activations(plain)["conv_relu_out"]}
     assert activations(student) == expected
     calibrate(student, IMAGES)
