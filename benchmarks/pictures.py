@@ -18,13 +18,14 @@ def scattered(found, measured, label, unit=1, scale="linear"):
     """Accuracy against a figure of runs in `unit`: a mark for each section, a point for each row in which it was measured, the mean of its seeds."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for mark, (title, rows) in zip(MARKS, SECTIONS.items(), strict=True):
+    for number, (mark, (title, rows)) in enumerate(zip(MARKS, SECTIONS.items(), strict=True)):
+        side = {"xytext": (5, 3), "ha": "left"} if number % 2 else {"xytext": (-5, 3), "ha": "right"}  # points of two sections may meet
         there = [row for row in rows if found[row] and measured in found[row][0]]
         points = [(_mean(measured, found[row]) / unit, 100 * _mean("accuracy", found[row]), row) for row in there]
         if points:
             axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, label=title, alpha=0.8)
         for x, y, row in points:
-            axes.annotate(row, (x, y), textcoords="offset points", xytext=(5, 3), fontsize=6)
+            axes.annotate(row, (x, y), textcoords="offset points", fontsize=6, **side)
     axes.set(xlabel=label, ylabel="test accuracy, %", xscale=scale)
     axes.margins(x=0.15)
     axes.grid(alpha=0.3)

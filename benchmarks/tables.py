@@ -30,11 +30,12 @@ and `make results` makes these tables and pictures from what is kept.
 
 *against float*: points above the float student that trained as long in all, alone: `float`, `float_longer` for a row that starts from its
 weights, `float_3` for three epochs. *file*: *exact* where on 1,000 test images every logit of the file and every kernel's code equals that
-of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by
-at most *moved* steps of the output. *minutes*: of training, wall-clock, on so many cores of a busy machine; a row that was the first to ask
-the teacher about its views paid for those after it, which read its answers from a cache. *ms a step*: of 128 images on one core, the
-teacher asked where it is at every step, all rows in turn (`python -m benchmarks.row_steps`); of several phases the mean over epochs."""
-COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (cores)", "date")
+of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by at
+most *moved* steps of the output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still,
+and of its CPU; a row that was the first to ask the teacher about its views paid for those after it, which read its answers from a cache.
+*ms a step*: of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m benchmarks.row_steps`);
+of several phases the mean over epochs."""
+COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (CPU)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
 views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
 other. A file is what TensorFlow's converter makes of a Keras peer's network, and of kerakd's student its own exporter; its accuracy on
@@ -91,7 +92,8 @@ def _file(made):
 
 def _minutes(made):
     timed = [run for run in made if "seconds" in run]
-    return f"{statistics.mean(run['seconds'] / 60 for run in timed):.0f} ({timed[0]['threads']})" if timed else ""
+    wall, cpu = (statistics.mean(run[name] / 60 for run in timed) if timed else 0 for name in ("seconds", "cpu_seconds"))
+    return f"{wall:.0f} ({cpu:.0f})" if timed else ""
 
 
 def _line(name, row, found):
