@@ -52,7 +52,7 @@ with quiet.native_chatter_off():
     from kerakd.rewrite import simplify
     from kerakd.rundir import load_model, write_aside
     from kerakd.scheme import TRANSPARENT, Scheme, fuses, is_quantized, plan
-    from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
+    from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
 VIEWS = (  # layers that write nothing at inference: their output is their input
@@ -254,11 +254,12 @@ def _bytes_of_weights(layer, quantizer, folded):
 
 
 def _as_float(model):
-    """A quantized model without its quantizers: a ReLU where one of them stands for it."""
+    """A quantized model without its quantizers and what narrows its sums: a ReLU where a quantizer stands for it."""
     made = {}
 
     def strip(layer, args, kwargs):
-        if isinstance(layer, QuantizedActivation) and not layer.relu:
+        narrowed = isinstance(layer, QuantizedActivation) and isinstance(layer._inbound_nodes[0].inbound_layers, Narrowing)
+        if isinstance(layer, Narrowing) or narrowed or (isinstance(layer, QuantizedActivation) and not layer.relu):
             return args[0]
         if layer.name not in made:
             inner = layer.layer if isinstance(layer, QuantizedLayer) else layer

@@ -29,12 +29,9 @@ def fingerprint(model):
 @contextlib.contextmanager
 def _alone(folder):
     """One run at a time is in here with the folder."""
-    lock = os.open(folder, os.O_RDONLY)
-    try:
+    with open(folder / ".made_from.lock", "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(lock)
 
 
 class TeacherCache:

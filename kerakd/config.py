@@ -48,7 +48,7 @@ class Config:
     activations: str = flag("interval:8", "quantizer of activations, likewise")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
-    sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels read it narrowed to those; 0: as activations")
+    sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels but the last read it narrowed; 0: as activations")
     override: tuple = flag((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
     calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = flag(512, "how many training images it looks at")
@@ -279,7 +279,8 @@ class Config:
             pattern, equals, rule = text.rpartition("=") if "/" in text.rpartition("=")[2] else text.partition("=")
             if not equals or rule.count("/") != 1:
                 raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
-            overrides[pattern] = scheme.Scheme(*map(quantizers.parse, rule.split("/")))
+            weights, activations = map(quantizers.parse, rule.split("/"))
+            overrides[pattern] = scheme.Scheme(weights, activations, sums=activations and self.sums or None)
         weights, activations = quantizers.parse(self.weights), quantizers.parse(self.activations)
         return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None)
 

@@ -17,7 +17,7 @@ from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D
 from kerakd.quantizers import Interval, Quantizer, Sigmoid
 from kerakd.rewrite import simplify
-from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer, kernel_name
+from kerakd.wrapper import Config, Narrowing, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
 TRANSPARENT = (  # layers whose output holds values of their input (and zeros), so it is on its input's grid
@@ -43,9 +43,10 @@ class Scheme:
             where `first` is).
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
             and it comes before `first` and `last`. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
-        sums: bits of what additions read, where `activations` has fewer; a weighted layer that reads such a tensor as well
-            takes it narrowed to `activations`. The papers leave the sums of residual networks in float: 8 is the nearest
-            to that in integers. None: as `activations`.
+        sums: bits of what additions read and is never negative, where `activations` has fewer; a weighted layer but the last
+            that reads such a tensor as well takes it narrowed to `activations`. Tensors of a concatenation stay as they
+            are. The papers leave the sums of residual networks in float: 8 is the nearest to that in integers. None: as
+            `activations`. An override has its own.
     Raises: BadInput for what is not a quantizer, for bits outside 2..8.
     """
 
@@ -64,6 +65,8 @@ class Scheme:
         for bits in (self.first, self.last, self.sums):
             if bits is not None:
                 Interval(bits)  # refuses bits outside 2..8
+        if self.sums is not None and not hasattr(self.activations, "bits"):
+            raise BadInput(f"sums: expected a quantizer of activations with bits beside it, received {self.activations!r}; leave sums out")
         for pattern, rule in self.overrides.items():
             if not isinstance(rule, Scheme):
                 raise BadInput(f"overrides[{pattern!r}]: expected a Scheme, received {rule!r}")
@@ -154,6 +157,7 @@ def plan(model, scheme):
 
 def _widen(calls, weighted, outputs, scheme):
     """Gives the tensors that additions read the bits of `sums`, in `outputs`; returns Plan.narrowed."""
+    taken, sizes = {call.layer.name for call in calls}, collections.Counter(group for _, group in filter(None, outputs))
     readers = {}  # of a call's tensor, past layers that only pass values on
     for call in calls:
         for value in call.inputs:
@@ -165,12 +169,12 @@ def _widen(calls, weighted, outputs, scheme):
             continue
         quantizer, group = outputs[k]
         low, high = quantizer.levels()
-        if low < 0 or high >= 2**bits - 1:
+        if low < 0 or high >= 2**bits - 1 or sizes[group] > 1:
             continue
         outputs[k] = dataclasses.replace(quantizer, bits=bits), group
         for reader, value in read:
             if kernel_name(reader.layer) and reader is not weighted[-1]:
-                free = _free_name(f"{value.call.layer.name}_narrow", names.values())
+                free = _free_name(f"{value.call.layer.name}_narrow", {*names.values(), *taken})
                 narrowed[id(reader)] = quantizer, names.setdefault(id(value), free)
     return [narrowed.get(id(call)) for call in calls]
 
@@ -352,8 +356,8 @@ def quantize(model, scheme):
         kernel, output, absorbed, narrowed = next(steps)
         if narrowed is not None:
             quantizer, name = narrowed
-            if name not in narrow:  # times 1, which is a depthwise convolution in the file: an operation that moves a tensor to another grid
-                narrow[name] = QuantizedActivation(quantizer, relu=True, name=f"{name}_out")(L.Rescaling(1.0, name=name)(args[0]))
+            if name not in narrow:
+                narrow[name] = QuantizedActivation(quantizer, relu=True, name=f"{name}_out")(Narrowing(name=name)(args[0]))
             args = (narrow[name], *args[1:])
         if not absorbed and layer.name not in made:
             clone = graph.clone_layer(layer)

@@ -179,6 +179,14 @@ class QuantizedActivation(keras.layers.Layer):
         return cls(**{**config, "quantizer": deserialize(config["quantizer"])})
 
 
+@keras.utils.register_keras_serializable("kerakd")
+class Narrowing(keras.layers.Rescaling):
+    """Times 1, before a QuantizedActivation that moves a tensor to a grid of fewer bits: in the file both are a depthwise 1x1 convolution."""
+
+    def __init__(self, scale=1.0, offset=0.0, **kwargs):
+        super().__init__(scale, offset, **kwargs)
+
+
 def intervals(model):
     """{"LAYER weights" or "LAYER activations": the learned or calibrated interval, the mean of one for each channel} of a student."""
     found = {}
@@ -191,4 +199,4 @@ def intervals(model):
 
 def quantize_scope():
     """A Keras custom object scope with every class that a quantized model is saved with."""
-    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Config, StandardizedConv2D)})
+    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Narrowing, Config, StandardizedConv2D)})

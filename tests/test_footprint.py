@@ -61,6 +61,13 @@ def test_activations_by_hand(residual, bits, image, a, b, added, pooled, logits)
     assert found.peak == a + b + added  # at the addition: its operands and what it writes
 
 
+def test_a_student_whose_sums_are_narrowed_counts_as_what_it_was_made_from(residual):
+    student = kerakd.quantize(residual_net(), kerakd.Scheme(kerakd.Interval(2), kerakd.Interval(2), sums=8))
+    assert any("narrow" in layer.name for layer in student.layers)
+    for bits in (32, 4):
+        assert Network(student).footprint(bits, min(bits, 8)) == residual.footprint(bits, min(bits, 8))
+
+
 def test_views_write_nothing(residual):
     net = residual_net([L.Reshape((2, 2)), L.Dropout(0.1), L.Flatten()])
     assert footprint(net, 4, 4) == residual.footprint(4, 4)

@@ -117,6 +117,15 @@ def test_kernels_that_read_one_sum_share_what_narrows_it_past_a_pooling_too():
     assert {node.layer.name for node in student.get_layer("pool_narrow_out")._outbound_nodes} == {"a", "b"}
 
 
+def test_tensors_of_a_concatenation_are_not_widened_by_sums():
+    inputs = keras.Input((8, 8, 2))
+    a, b = (L.Conv2D(3, 3, padding="same", activation="relu", name=name)(inputs) for name in "ab")
+    x = L.Add()([a, L.Conv2D(3, 1, name="c")(a)])
+    x = L.Flatten()(L.Concatenate()([a, b, x]))
+    model = keras.Model(inputs, L.Dense(2)(x))
+    assert activations(quantize(model, Scheme(Ternary(), Interval(3), sums=8))) == activations(quantize(model, Scheme(Ternary(), Interval(3))))
+
+
 @pytest.mark.parametrize("more", [{"sums": 4}, {"sums": 8, "overrides": {"": Scheme(Ternary(), Interval(4))}}], ids=["no more bits", "override"])
 def test_nothing_is_narrowed_where_sums_have_no_more_bits_or_an_override_says_otherwise(more):
     assert (
@@ -435,7 +444,8 @@ def test_a_model_that_cannot_be_quantized_is_refused(model, rules, telling):
         (lambda: Scheme(None, 8), "activations: expected a quantizer such as .* received 8"),
         (lambda: Scheme(None, None, first=1), "from 2 to 8, received 1"),
         (lambda: Scheme(None, None, last=9), "from 2 to 8, received 9"),
-        (lambda: Scheme(None, None, sums=16), "from 2 to 8, received 16"),
+        (lambda: Scheme(None, Interval(4), sums=16), "from 2 to 8, received 16"),
+        (lambda: Scheme(Ternary(), None, sums=8), "sums: expected a quantizer of activations with bits beside it, received None"),
         (lambda: Scheme(None, None, overrides={"conv": Interval(4)}), "overrides.'conv'.: expected a Scheme, received Interval"),
         (lambda: quantize(resnet(), Scheme(None, Ternary())), "activations: expected a quantizer of activations, received Ternary"),
         (lambda: quantize(resnet(), Scheme(Pact(4), None)), "weights: expected a quantizer of weights, received Pact"),

@@ -230,9 +230,13 @@ def test_the_small_container_holds_every_code(packed):
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_sums_wider_than_what_kernels_read_are_exact(bits):
+def test_sums_wider_than_what_kernels_read_are_exact_and_survive_a_file(bits, tmp_path):
     student = made_student(residual_net, Scheme(Interval(bits), Interval(bits), sums=8))
     assert student.get_layer("first_relu_narrow") and assert_exact(student, to_tflite(student), noise())
+    student.save(tmp_path / "student.keras")
+    with kerakd.quantize_scope():
+        again = keras.models.load_model(tmp_path / "student.keras")
+    np.testing.assert_array_equal(again(noise(8)), student(noise(8)))
 
 
 def test_a_projection_shortcut_is_exact():

@@ -179,7 +179,7 @@ def test_function_matching_asks_its_teacher_once_for_runs_with_the_same_views(ne
     common = [*views, f"--teacher={nets / 'teacher.keras'}", f"--teacher_cache={tmp_path / 'said'}"]
     trained(*common, f"--workdir={tmp_path / 'one'}")
     cache = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "said").rglob("*.*")}
-    assert {path.name for path in cache} == {"made_from.json", "epoch_00000.logits", "epoch_00000.marks"}
+    assert {path.name for path in cache} == {".made_from.lock", "made_from.json", "epoch_00000.logits", "epoch_00000.marks"}
     assert {path.read_bytes() for path in cache if path.suffix == ".marks"} == {bytes([1, 1, 1])}
     trained(*common, "--weights=interval:4", "--seed=5", "--view_seed=0", f"--workdir={tmp_path / 'two'}")
     assert cache == {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in (tmp_path / "said").rglob("*.*")}

@@ -20,7 +20,7 @@ from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
 from kerakd.scheme import TRANSPARENT, fuses, is_relu, is_sigmoid
 from kerakd.tflite import arithmetic
-from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 
@@ -328,7 +328,13 @@ def _pool_parts(call, _):
     return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), (-1, 1)
 
 
-_PARTS = {QuantizedLayer: _weighted_parts, L.BatchNormalization: _norm_parts, L.Rescaling: _rescaling_parts, L.AveragePooling2D: _pool_parts}
+_PARTS = {
+    QuantizedLayer: _weighted_parts,
+    L.BatchNormalization: _norm_parts,
+    L.Rescaling: _rescaling_parts,
+    Narrowing: _rescaling_parts,
+    L.AveragePooling2D: _pool_parts,
+}
 
 
 def _unwrapped(call):
