@@ -33,8 +33,8 @@ weights, `float_3` for three epochs. *file*: *exact* where on 1,000 test images 
 of the snapped Keras copy, whose biases and steps are rounded as integers need it; that rounding moved the trained student's logits by at
 most *moved* steps of the output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still,
 and of its CPU; a row that was the first to ask the teacher about its views paid for those after it, which read its answers from a cache.
-*ms a step*: of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m benchmarks.row_steps`);
-of several phases the mean over epochs."""
+*ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
+benchmarks.row_steps`); of several phases the mean over epochs."""
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (CPU)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
 views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
