@@ -7,6 +7,7 @@ import tensorflow as tf
 
 EDGE = 1 + 1e-6  # x = I itself is inside, whatever float32 makes of x / step
 SMALLEST = 1e-8  # of an interval or a scale: keeps every division finite and a learned interval positive
+HALF = (tf.bfloat16, tf.float16)
 
 _stock = contextvars.ContextVar("stock", default=True)
 
@@ -19,6 +20,11 @@ def plain_ops():
         yield
     finally:
         _stock.reset(token)
+
+
+def arithmetic(x):
+    """The dtype in which grids of `x` are computed: float64 for what is float64, else float32."""
+    return tf.float64 if x.dtype == tf.float64 else tf.float32
 
 
 def _sum_to(x, shape):
@@ -44,9 +50,49 @@ def _fused(x, low, high, ends):
 def _inside(dy, x, ends):
     """dy where ends[0] <= x <= ends[1], else 0."""
     ends = [end * EDGE for end in ends]
-    if _stock.get() and x.dtype == tf.float32 and not any(tf.is_tensor(end) and end.shape.rank for end in ends):  # one pass over memory, by a stock op
-        return tf.raw_ops.QuantizeAndDequantizeV4Grad(gradients=dy, input=x, input_min=ends[0], input_max=ends[1])[0]
-    return dy * tf.cast((x >= ends[0]) & (x <= ends[1]), dy.dtype)
+    if _stock.get() and not any(tf.is_tensor(end) and end.shape.rank for end in ends):
+        if x.dtype == tf.float32:  # one pass over memory, by a stock op
+            return tf.raw_ops.QuantizeAndDequantizeV4Grad(gradients=dy, input=x, input_min=ends[0], input_max=ends[1])[0]
+        if x.dtype in HALF:
+            return tf.raw_ops.Select(condition=_inside_by_bits(x, ends), x=dy, y=tf.zeros_like(dy))
+    wide = tf.cast(x, arithmetic(x))
+    return dy * tf.cast((wide >= ends[0]) & (wide <= ends[1]), dy.dtype)
+
+
+def _inside_by_bits(x, ends):
+    """Whether ends[0] <= x <= ends[1], of 16-bit floats x and ends[0] <= 0 < ends[1] of 32 bits, without a copy of x in 32.
+
+    Floats of one sign are ordered as their bits are. Read as signed integers negative floats are below all positive ones, read as
+    unsigned above them: so one comparison bounds the positive ones, and the other the negative ones. With ends[0] = 0, -0.0 is outside, as negative numbers are.
+    """
+
+    def bits(end):  # of the largest 16-bit float that is not above it
+        near = tf.cast(end, x.dtype)
+        return tf.bitcast(near, tf.int16) - tf.cast(tf.cast(near, tf.float32) > end, tf.int16)
+
+    high = bits(ends[1])
+    if not tf.is_tensor(ends[0]) and ends[0] == 0:
+        return tf.bitcast(x, tf.uint16) <= tf.bitcast(high, tf.uint16)
+    return (tf.bitcast(x, tf.int16) <= high) & (tf.bitcast(x, tf.uint16) <= tf.bitcast(bits(-ends[0]), tf.uint16) + 0x8000)
+
+
+def _dot(a, b, step):
+    """sum(a * b) in step's dtype and of its shape: () or [C]."""
+    if _stock.get() and a.dtype in HALF and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
+        return _sum_to(_channel_dots(a, b), step.shape)
+    return _sum_to(tf.cast(a, step.dtype) * tf.cast(b, step.dtype), step.shape)
+
+
+def _channel_dots(a, b):
+    """sum(a * b) of each channel, float32 [C], of 16-bit tensors [..., C] without a copy of either in 32.
+
+    It is what a BatchNorm's gamma gets as its gradient where the mean is 0 and the variance 1: a stock op that reads 16 bits and sums in 32.
+    """
+    channels = a.shape[-1]
+    zeros, ones = tf.zeros([channels]), tf.ones([channels])
+    statistics = {"scale": ones, "reserve_space_1": zeros, "reserve_space_2": ones, "reserve_space_3": zeros, "epsilon": 0.0}
+    a, b = (tf.reshape(x, [-1, 1, 1, channels]) for x in (a, b))
+    return tf.raw_ops.FusedBatchNormGradV3(y_backprop=a, x=b, is_training=False, **statistics)[1]
 
 
 def uniform(x, step, low, high, inverse=None, carried=()):
@@ -58,10 +104,11 @@ def uniform(x, step, low, high, inverse=None, carried=()):
     With I = step * q this is QKD's trainable interval (section 3; the printed equations are QIL's form), and LSQ (section 2.1).
 
     In float64, which a copy of a model for the proof has, the quotient is x * float32(1/step), rounded to float32 before
-    it is rounded to a code, as integer runtimes compute it: the code is theirs to the bit.
+    it is rounded to a code, as integer runtimes compute it: the code is theirs to the bit. Of 16-bit tensors all is computed
+    in float32, of x as it is and of y as it is rounded to x's dtype.
 
     Args:
-        x: [..., C].
+        x: [..., C], of any float dtype.
         step: positive, () or [C].
         low, high: integers, the grid's ends.
         inverse: of a fixed step, where 1/step in float32 is not it.
@@ -71,18 +118,19 @@ def uniform(x, step, low, high, inverse=None, carried=()):
 
     @tf.custom_gradient
     def forward(x, step):
-        ends = _ends(step, low, high, inverse)
-        y = _fused(x, low, high, ends)
+        ends, wide = _ends(step, low, high, inverse), tf.cast(x, arithmetic(x))
+        y = _fused(wide, low, high, ends)
         if y is None:
-            ratio = tf.cast(x * (tf.cast(tf.cast(1.0 / step, tf.float32), x.dtype) if inverse is None else float(inverse)), tf.float32)
+            ratio = tf.cast(wide * (tf.cast(tf.cast(1.0 / step, tf.float32), wide.dtype) if inverse is None else float(inverse)), tf.float32)
             codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
-            y = tf.cast(codes, x.dtype) * step
+            y = tf.cast(codes, wide.dtype) * step
+        y = tf.cast(y, x.dtype)
 
         def gradient(dy):
             dx = _inside(dy, x, ends)
             # sum(dy * (y - x) / step) inside and sum(dy * y / step) outside, without a select
-            dstep = tf.zeros_like(step) if "output" in carried else _sum_to(dy * y, step.shape)
-            return dx, (dstep if "input" in carried else dstep - _sum_to(dx * x, step.shape)) / step
+            dstep = tf.zeros_like(step) if "output" in carried else _dot(dy, y, step)
+            return dx, (dstep if "input" in carried else dstep - _dot(dx, x, step)) / step
 
         return y, gradient
 

@@ -13,7 +13,7 @@ from tensorflow_model_optimization.quantization.keras.quantizers import Quantize
 from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 
 from kerakd.errors import BadInput
-from kerakd.grids import SMALLEST, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
+from kerakd.grids import SMALLEST, arithmetic, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
 
 
 def _check_bits(bits, lowest=2, highest=8, who="bits"):
@@ -33,6 +33,8 @@ def _channels(shape):
 class GridQuantizer(Quantizer):
     """What all quantizers here share: tfmot's interface around `quantize`, `step` and `levels`."""
 
+    takes_half = False  # whether `quantize` computes in float32 what it is given in 16 bits
+
     def levels(self):
         """(lowest, highest) integer code."""
         raise TypeError(f"{type(self).__name__} has no grid of its own; use one of {', '.join(BY_NAME)}")
@@ -51,6 +53,7 @@ class GridQuantizer(Quantizer):
 
     def codes(self, x, variables):
         """The integer codes of `x`, as int32."""
+        x = tf.cast(x, arithmetic(x))
         quantized = self.quantize(x, variables)
         return tf.cast(tf.round(quantized / tf.maximum(self.step(x, variables), SMALLEST)), tf.int32)
 
@@ -74,7 +77,7 @@ class GridQuantizer(Quantizer):
         wanted = getattr(inputs, "_cast_dtype", inputs.dtype)  # under mixed precision, what the layer computes in
         with enable_auto_cast_variables(None):  # grids are computed in float32 then, of float32 kernels and intervals
             x = tf.convert_to_tensor(inputs)
-            x = x if x.dtype == tf.float64 else tf.cast(x, tf.float32)
+            x = x if self.takes_half else tf.cast(x, arithmetic(x))
             return tf.cast(self.quantize(x, weights, **kwargs), wanted)
 
     def get_config(self):
@@ -163,6 +166,7 @@ class KBit(GridQuantizer):
 
     bits: int
     signed: bool = True
+    takes_half = True
 
     def __post_init__(self):
         _check_bits(self.bits)
@@ -174,7 +178,7 @@ class KBit(GridQuantizer):
         return dataclasses.replace(self, signed=kind != "unsigned")
 
     def step(self, x, variables):
-        return tf.constant(1.0 / self.levels()[1], x.dtype)
+        return tf.constant(1.0 / self.levels()[1], arithmetic(x))
 
     def quantize(self, x, variables):
         return uniform(x, self.step(x, variables), *self.levels(), inverse=self.levels()[1])
@@ -207,6 +211,7 @@ class Interval(GridQuantizer):
     signed: bool = True
     narrow: bool = True
     learned: bool = True
+    takes_half = True
 
     def __post_init__(self):
         _check_bits(self.bits)
@@ -226,7 +231,7 @@ class Interval(GridQuantizer):
         return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None), self.learned)}
 
     def step(self, x, variables):
-        return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
+        return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
 
     def quantize(self, x, variables, carried=()):
         count = tf.size(x) if self.narrow and self.signed else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
@@ -237,7 +242,7 @@ class Interval(GridQuantizer):
     def trained_step(self, x, variables, count):
         """`step` with the gradient that training gives it, for a quantizer of `count` values."""
         step = self.step(x, variables)
-        return scaled_gradient(step, tf.cast(count * self.levels()[1], x.dtype) ** -0.5) if self.gradient_scale else step
+        return scaled_gradient(step, tf.cast(count * self.levels()[1], step.dtype) ** -0.5) if self.gradient_scale else step
 
     def calibrated(self, interval):
         return {"interval": interval}
@@ -272,7 +277,7 @@ class Pact(GridQuantizer):
         return {"interval": _add_interval(layer, name, ())}
 
     def step(self, x, variables):
-        return positive(tf.cast(variables["interval"], x.dtype)) / self.levels()[1]
+        return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
 
     def quantize(self, x, variables):
         clipped = tf.minimum(tf.nn.relu(x), positive(tf.cast(variables["interval"], x.dtype)))
@@ -311,7 +316,7 @@ class DoReFa(GridQuantizer):
         return Interval(self.bits).for_tensor(kind) if kind == "signed" else dataclasses.replace(self, signed=kind == "weights")
 
     def step(self, x, variables):
-        return tf.constant(1.0 / self.levels()[1], x.dtype)
+        return tf.constant(1.0 / self.levels()[1], arithmetic(x))
 
     def quantize(self, x, variables):
         n = self.levels()[1]
@@ -326,11 +331,13 @@ class DoReFa(GridQuantizer):
 class Sigmoid(GridQuantizer):
     """The one grid on which integer runtimes answer a sigmoid: codes 0 to 255 of 1/256. Nothing to learn or to choose."""
 
+    takes_half = True
+
     def levels(self):
         return 0, 255
 
     def step(self, x, variables):
-        return tf.constant(1 / 256, x.dtype)
+        return tf.constant(1 / 256, arithmetic(x))
 
     def quantize(self, x, variables):
         return uniform(x, self.step(x, variables), *self.levels(), inverse=256)

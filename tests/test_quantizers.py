@@ -1,5 +1,6 @@
 """Laws of the quantizers: the papers' numbers and gradients, the grid, what an optimizer may do to an interval, the flags."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -9,7 +10,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd import quantizers
+from kerakd import grids, quantizers
 from kerakd.errors import BadInput
 from kerakd.quantizers import DoReFa, GridQuantizer, Interval, KBit, Pact, Ternary, deserialize, parse, serialize
 
@@ -489,6 +490,34 @@ def test_half_precision_keeps_its_dtype_and_is_computed_in_float32(quantizer, dt
     assert values.dtype == dtype
     in_float32 = quantizer(tf.cast(x, tf.float32), True, variables)
     np.testing.assert_array_equal(tf.cast(values, tf.float32), tf.cast(tf.cast(in_float32, dtype), tf.float32))
+
+
+@pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name)
+@pytest.mark.parametrize("grid", [(0, 15), (0, 255), (-8, 7), (-7, 7), (-128, 127)], ids=repr)
+@pytest.mark.parametrize("stock", [True, False])
+def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock):
+    """Every 16-bit number of some octaves, so that those at both ends are among them; sums of all in float32."""
+    low, high = grid
+    step, every = np.float32(1.3 / high), np.arange(2**16, dtype=np.uint16).view(dtype.as_numpy_dtype)
+    size = np.abs(np.float32(every))
+    x = every[(size > 1e-30) & (size < 8)]  # -0.0, and what float32 arithmetic may take for it, is outside [0, 1.3] to bits
+    x = x[: x.size // 8 * 8].reshape(-1, 8)
+    dy = np.random.default_rng(20).normal(size=x.shape).astype(x.dtype)
+
+    def gradients(x, dy):
+        x, at = tf.constant(x), tf.constant(step)
+        with tf.GradientTape() as tape:
+            tape.watch([x, at])
+            y = grids.uniform(x, at, low, high)
+        return y, *tape.gradient(y, [x, at], output_gradients=tf.constant(dy))
+
+    with contextlib.nullcontext() if stock else grids.plain_ops():
+        y, dx, dstep = gradients(x, dy)
+    y32, dx32, _ = gradients(np.float32(x), np.float32(dy))
+    np.testing.assert_array_equal(y, tf.cast(y32, dtype))
+    np.testing.assert_array_equal(dx, tf.cast(dx32, dtype))
+    y, dx, dy, x = (np.float64(value) for value in (y, dx, dy, x))
+    assert float(dstep) == pytest.approx((np.sum(dy * y) - np.sum(dx * x)) / step, rel=1e-4)
 
 
 @every
