@@ -63,7 +63,8 @@ def _inside_by_bits(x, ends):
     """Whether ends[0] <= x <= ends[1], of 16-bit floats x and ends[0] <= 0 < ends[1] of 32 bits, without a copy of x in 32.
 
     Floats of one sign are ordered as their bits are. Read as signed integers negative floats are below all positive ones, read as
-    unsigned above them: so one comparison bounds the positive ones, and the other the negative ones. With ends[0] = 0, -0.0 is outside, as negative numbers are.
+    unsigned above them: so one comparison bounds the positive ones, and the other the negative ones. With ends[0] = 0, -0.0 is
+    outside, as negative numbers are.
     """
 
     def bits(end):  # of the largest 16-bit float that is not above it
