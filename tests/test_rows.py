@@ -9,7 +9,7 @@ import kerakd
 from kerakd import batchnorm, models
 from kerakd.quantizers import Interval, Ternary
 from kerakd.scheme import FLOAT
-from kerakd.tflite import reference, runtime
+from kerakd.tflite import runtime
 from kerakd.wrapper import QuantizedLayer
 
 L = keras.layers
@@ -201,12 +201,6 @@ def custom_objects(name):
     return {"HardSigmoidActivation": type("Loadable", (HardSigmoidActivation,), {"from_config": classmethod(lambda cls, config: cls())})}
 
 
-def steps_apart(student, data, images):
-    """How far each logit of the file is from that of the Keras copy with everything rounded as the file has it."""
-    step = float(student.layers[-1].step_size)
-    return np.rint(np.abs(runtime.run(data, images) - reference.logits(reference.snap(student), images)) / step)
-
-
 @pytest.mark.parametrize(("name", "scheme"), CASES)
 def test_a_model_trains_is_saved_and_ships_what_it_computes(name, scheme, tmp_path, capsys):
     keras.utils.set_random_seed(1)
@@ -224,8 +218,9 @@ def test_a_model_trains_is_saved_and_ships_what_it_computes(name, scheme, tmp_pa
 
     data = kerakd.to_tflite(student)
     proof = kerakd.verify(student, data, images)
-    if floats:
-        assert proof.codes_equal == 1 and np.mean(steps_apart(student, data, images) <= 1) >= 0.98, str(proof)
+    if floats:  # float32 in the file and float64 in the copy fall on two sides of a tie now and then, one step apart; what follows is made of that
+        assert proof.codes_equal == 1 and proof.top1_equal >= 0.95, str(proof)
+        assert all(layer.max_steps <= 1 and layer.equal >= 0.995 for layer in proof.layers), proof.table()
     else:
         assert proof.exact, str(proof)
     assert len(np.unique(runtime.run(data, images), axis=0)) > len(images) / 2

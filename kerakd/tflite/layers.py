@@ -1,10 +1,12 @@
-"""The tensors inside a file against those of the student's copy: where the first difference arises."""
+"""The tensors inside a file against those of the student's copy, each made of the file's own before it: a difference counts where it arises."""
 
 import dataclasses
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
+from kerakd import graph
 from kerakd.tflite import flatfile, runtime
 
 
@@ -31,8 +33,10 @@ class LayerProof:
 def compare(snapped, folded, data, images):
     """A LayerProof for each quantized tensor of the student.
 
-    The file's tensors are made its outputs, so it is the runtime's own kernels that are looked at. Of tensors with one grid
-    and size, the one that agrees best on the first image is taken.
+    The file's tensors are made its outputs, so it is the runtime's own kernels that are looked at. What the copy makes of a tensor it
+    makes of the file's values of the quantized tensors before it: a layer that rounds otherwise does not have those behind it
+    counted too, and where none differs, the whole is equal. Of tensors with one grid and size, the one that agrees best on the
+    first image is taken.
 
     Args:
         snapped: `reference.snap(model, folded)`.
@@ -40,27 +44,63 @@ def compare(snapped, folded, data, images):
         data: the file's bytes.
         images: [n, ...] float.
     """
-    quantizers = [layer for layer in snapped.layers if layer.name in folded.grids]
-    names = [layer.name for layer in quantizers for _ in layer.inbound_nodes]  # tensors of a concatenation share a quantizer
-    codes = keras.Model(snapped.inputs, [layer.get_output_at(call) for layer in quantizers for call in range(len(layer.inbound_nodes))])
     model = flatfile.read(data)
     inside = [index for index, tensor in enumerate(model.subgraphs[0].tensors) if _is_computed(model, tensor)]
     tensors = [model.subgraphs[0].tensors[index] for index in inside]
-    pairs, equal, steps = None, np.zeros(len(names), int), np.zeros(len(names), int)
+    layerwise, names, pairs = None, [], []
     for image, found in zip(images, runtime.each(flatfile.with_outputs(data, inside), images), strict=True):
-        values = codes(image[None].astype(np.float64), training=False)
-        values = values if isinstance(values, list) else [values]
-        expected = [_codes(value.numpy()[0], folded.grids[name]) for name, value in zip(names, values, strict=True)]
-        pairs = pairs or [_best(wanted, folded.grids[name], tensors, found) for name, wanted in zip(names, expected, strict=True)]
-        for k, (wanted, pair) in enumerate(zip(expected, pairs, strict=True)):
+        image = tf.constant(image[None], tf.float64)
+        if layerwise is None:
+            names, values = _quantized(snapped, folded, image)
+            pairs = [_best(_codes(value, folded.grids[name]), folded.grids[name], tensors, found) for name, value in zip(names, values, strict=True)]
+            layerwise = _layerwise(snapped, folded, pairs)
+            equal, steps, sizes = (np.zeros(len(names), int) for _ in range(3))
+        theirs = [(found[pair].reshape(1, *value.shape[1:]), name) for pair, name, value in zip(pairs, names, values, strict=True) if pair is not None]
+        made = layerwise([image, *((codes.astype(np.float64) - folded.grids[name].zero) * folded.grids[name].step for codes, name in theirs)], training=False)
+        for k, (name, pair, value) in enumerate(zip(names, pairs, made, strict=True)):
+            wanted = _codes(value, folded.grids[name])
+            sizes[k] += wanted.size
             if pair is not None:
                 apart = np.abs(found[pair].reshape(-1).astype(int) - wanted)
                 equal[k] += np.sum(apart == 0)
                 steps[k] = max(steps[k], apart.max())
     return [
-        LayerProof(name, "" if pair is None else tensors[pair].name.decode(), len(images) * wanted.size, float(count / (len(images) * wanted.size)), int(most))
-        for name, pair, wanted, count, most in zip(names, pairs, expected, equal, steps, strict=True)
+        LayerProof(name, "" if pair is None else tensors[pair].name.decode(), int(size), float(count / size), int(most))
+        for name, pair, size, count, most in zip(names, pairs, sizes, equal, steps, strict=True)
     ]
+
+
+def _quantized(snapped, folded, images):
+    """(names of the quantizers in the order of their calls, what each answers): tensors of a concatenation share a quantizer."""
+    names, values = [], []
+
+    def call(layer, args, kwargs):
+        made = layer(*args, **kwargs)
+        if layer.name in folded.grids:
+            names.append(layer.name)
+            values.append(made)
+        return made
+
+    graph.walk(snapped, tf.nest.map_structure(lambda _: images, snapped._nested_inputs), call)
+    return names, values
+
+
+def _layerwise(snapped, folded, pairs):
+    """A model: [images, the file's values of each quantized tensor that has a pair] -> each such tensor as made of those before it."""
+    inputs, made, paired = [keras.Input(snapped.inputs[0].shape[1:], dtype="float64")], [], iter(pairs)
+
+    def call(layer, args, kwargs):
+        value = layer(*args, **kwargs)
+        if layer.name not in folded.grids:
+            return value
+        made.append(value)
+        if next(paired) is None:
+            return value
+        inputs.append(keras.Input(value.shape[1:], dtype="float64"))
+        return inputs[-1]
+
+    graph.walk(snapped, tf.nest.map_structure(lambda _: inputs[0], snapped._nested_inputs), call)
+    return keras.Model(inputs, made)
 
 
 def _is_computed(model, tensor):
@@ -68,7 +108,7 @@ def _is_computed(model, tensor):
 
 
 def _codes(values, grid):
-    return np.rint(values.reshape(-1) / grid.step).astype(int) + grid.zero
+    return np.rint(values.numpy().reshape(-1) / grid.step).astype(int) + grid.zero
 
 
 def _best(wanted, grid, tensors, found):

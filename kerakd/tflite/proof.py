@@ -29,7 +29,8 @@ class Proof:
     moved_top1: images on which the float32 student and the snapped copy name the same class.
     dead_channels: channels whose multiplier is beyond integers, now constants.
     emulated_equal: logits of the file equal to what NumPy computes by its runtime's arithmetic (`emulate`); None where an operator is not modelled.
-    layers: a LayerProof for each quantized tensor, on the first layer_images images, in the order of the network.
+    layers: a LayerProof for each quantized tensor, on the first layer_images images, in the order of the network: the file's values
+        against what the copy makes of the file's own values before it, so that a difference counts where it arises.
     """
 
     codes_equal: float
