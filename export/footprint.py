@@ -48,10 +48,12 @@ with quiet.native_chatter_off():
     from kerakd.commandline import flag
     from kerakd.config import is_file
     from kerakd.errors import BadInput
+    from kerakd.kinds import TRANSPARENT, fuses
+    from kerakd.plan import plan
     from kerakd.quantizers import Interval
     from kerakd.rewrite import simplify
     from kerakd.rundir import load_model, write_aside
-    from kerakd.scheme import TRANSPARENT, Scheme, fuses, is_quantized, plan
+    from kerakd.scheme import Scheme, is_quantized
     from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers

@@ -9,8 +9,10 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
-from kerakd.scheme import check_logits
-from kerakd.wrapper import QuantizedLayer
+from kerakd.kinds import PROBABILITIES
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+
+L = keras.layers
 
 
 def check_labels(labels, classes):
@@ -36,6 +38,16 @@ def check_teacher(teacher, student):
     ours = student.output_shape[-1]
     if theirs != ours:
         raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
+
+
+def check_logits(model, argument):
+    """Raises BadInput if an output of the model comes out of a softmax or a sigmoid: losses and files here are of logits."""
+    for call in graph.calls(model):
+        layer = getattr(call.layer, "layer", call.layer)
+        quantized = [reader.outputs[0] for value in call.outputs for reader in value.readers if isinstance(reader.layer, QuantizedActivation)]
+        ends = any(value.is_output for value in call.outputs + quantized)
+        if ends and (isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES):
+            raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
 
 
 _warned = set()

@@ -9,12 +9,11 @@ import tf_keras as keras
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
-from kerakd.checks import check_labels, check_teacher, warn_of_temperature
+from kerakd.checks import check_labels, check_logits, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
 from kerakd.hints import Hints
 from kerakd.modes import mode_named
-from kerakd.scheme import check_logits
 
 ENSEMBLES = ("sum", "mean")
 

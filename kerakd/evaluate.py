@@ -16,10 +16,10 @@ with quiet.native_chatter_off():
 
     from kerakd import commandline, data
     from kerakd import config as config_module
+    from kerakd.checks import check_logits
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.rundir import RunDirectory, load_model, write_aside
-    from kerakd.scheme import check_logits
     from kerakd.teachers import VALUES, Teacher
     from kerakd.tflite import flatfile, runtime
 

@@ -19,7 +19,7 @@ with quiet.native_chatter_off():
     from kerakd import batchnorm, commandline, data, evaluate, models, optimizers, oscillation, report
     from kerakd import config as config_module
     from kerakd.calibration import calibrate
-    from kerakd.checks import broken, check_finite, first_not_finite
+    from kerakd.checks import broken, check_finite, check_logits, first_not_finite
     from kerakd.config import is_file
     from kerakd.devices import NAMES as DEVICES
     from kerakd.devices import devices, lost
@@ -33,7 +33,7 @@ with quiet.native_chatter_off():
     from kerakd.recast import recast
     from kerakd.rundir import RunDirectory, load_model
     from kerakd.scalars import Scalars
-    from kerakd.scheme import check_logits, quantize
+    from kerakd.scheme import quantize
     from kerakd.tflite import lint, settle
 
 

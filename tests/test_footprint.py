@@ -15,7 +15,7 @@ from export import footprint as program
 from export.footprint import Footprint, Network, Options, footprint
 from kerakd import commandline, models
 from kerakd.errors import BadInput
-from kerakd.scheme import plan
+from kerakd.plan import plan
 from kerakd.tflite import flatfile
 
 L = keras.layers

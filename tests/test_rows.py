@@ -7,8 +7,8 @@ import tf_keras as keras
 
 import kerakd
 from kerakd import batchnorm, models
+from kerakd.kinds import FLOAT
 from kerakd.quantizers import Interval, Ternary
-from kerakd.scheme import FLOAT
 from kerakd.tflite import runtime
 from kerakd.wrapper import QuantizedLayer
 

@@ -7,7 +7,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput
-from kerakd.scheme import is_exact
+from kerakd.kinds import is_exact
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation

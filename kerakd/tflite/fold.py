@@ -18,7 +18,7 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.scheme import TRANSPARENT, fuses, is_relu, is_sigmoid
+from kerakd.kinds import TRANSPARENT, fuses, is_relu, is_sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
-from kerakd.scheme import FLOAT, TRANSPARENT, fuses, is_exact
+from kerakd.kinds import FLOAT, TRANSPARENT, fuses, is_exact
 from kerakd.tflite.fold import output_grid, pads
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.scheme import TRANSPARENT
+from kerakd.kinds import TRANSPARENT
 from kerakd.tflite import flatfile, layers, reference, runtime
 from kerakd.tflite.emulator import NotModelled, emulate
 from kerakd.tflite.fold import fold

@@ -1,0 +1,40 @@
+"""Kinds of layers: what each is to a scheme and to an integer file."""
+
+import tensorflow as tf
+import tf_keras as keras
+
+from kerakd.wrapper import kernel_name
+
+L = keras.layers
+TRANSPARENT = (  # layers whose output holds values of their input (and zeros), so it is on its input's grid
+    *(L.MaxPooling1D, L.MaxPooling2D, L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.Flatten, L.Reshape, L.Permute),
+    *(L.ZeroPadding1D, L.ZeroPadding2D, L.Cropping1D, L.Cropping2D, L.Dropout, L.SpatialDropout2D, L.GaussianNoise),
+)
+KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
+PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
+FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
+EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
+
+
+def is_relu(layer):
+    """Whether the layer is a ReLU, bounded or not."""
+    return isinstance(layer, L.ReLU) and not (layer.negative_slope or layer.threshold)
+
+
+def is_sigmoid(layer):
+    return isinstance(layer, L.Activation) and layer.activation is keras.activations.sigmoid
+
+
+def fuses(call, reader):
+    """Whether `reader` is computed in one operation with `call`, so that the tensor between them never exists."""
+    weighted = kernel_name(call.layer) is not None
+    if isinstance(reader.layer, L.BatchNormalization):
+        return weighted
+    return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.Add, *FLOAT)))
+
+
+def is_exact(layer):
+    """Whether the integer arithmetic of the layer is one that the exporter knows to the last code."""
+    if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
+        return kernel_name(layer) is not None
+    return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))

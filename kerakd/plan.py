@@ -1,0 +1,223 @@
+"""The plan of a scheme for one model: which of its kernels and tensors get which quantizer."""
+
+import collections
+import dataclasses
+import itertools
+import re
+
+import tf_keras as keras
+
+from kerakd import graph
+from kerakd.errors import BadInput
+from kerakd.kinds import KEEPS_SIGN, TRANSPARENT, fuses, is_exact, is_relu, is_sigmoid
+from kerakd.quantizers import Interval, Quantizer, Sigmoid
+from kerakd.wrapper import kernel_name
+
+L = keras.layers
+
+
+@dataclasses.dataclass
+class Plan:
+    """What `quantize` will do, in the order of the calls.
+
+    kernels: a quantizer or None for each call's kernel.
+    outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
+    absorbed: for each call whether the quantizer of its output takes its place.
+    narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
+    input: the quantizer of the model's inputs, or None.
+    inexact: names of the layers for which a file is not promised to be exact.
+    """
+
+    kernels: list
+    outputs: list
+    absorbed: list
+    narrowed: list
+    input: Quantizer | None
+    inexact: list
+
+
+def _never_negative(call, known):
+    layer = call.layer
+    if is_relu(layer) or is_sigmoid(layer):
+        return True
+    return isinstance(layer, KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
+
+
+def _feeds_only(call, target):
+    """Whether the tensor is read by `target` alone, at most through transparent layers."""
+    reader = call.sole_reader
+    return reader is not None and (reader is target or (isinstance(reader.layer, TRANSPARENT) and _feeds_only(reader, target)))
+
+
+def plan(model, scheme):
+    """The Plan of `scheme` for a model that `simplify` made.
+
+    Raises: BadInput for a model with no weighted layer, an override that matches nothing.
+    """
+    calls = graph.calls(model)
+    weighted = [call for call in calls if kernel_name(call.layer)]
+    if not weighted:
+        raise BadInput(f"model: expected at least one convolution or dense layer, received {model.name!r} with none; there is nothing to quantize")
+    _check_overrides(scheme, calls)
+    never_negative = {}
+    for call in calls:
+        sign = _never_negative(call, never_negative)
+        never_negative.update((id(value), sign) for value in call.outputs)
+    groups = _groups(calls)
+    kinds = {}  # of each group: signed if any of its tensors is
+    for call in calls:
+        kinds[groups[id(call)]] = kinds.get(groups[id(call)], True) and never_negative[id(call.outputs[0])]
+    kernels = [_kernel_quantizer(call, weighted, scheme) if kernel_name(call.layer) else None for call in calls]
+    outputs = []
+    for call in calls:
+        quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
+        outputs.append(quantizer and (quantizer, groups[id(call)]))
+    narrowed = _widen(calls, weighted, outputs, scheme)
+    _check_groups(calls, outputs)
+    sizes = collections.Counter(group for _, group in filter(None, outputs))
+    absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
+    kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
+    absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
+    inexact = [call.layer.name for call in calls if not is_exact(call.layer)]
+    return Plan(kernels, outputs, absorbed, narrowed, _input_quantizer(calls, scheme), inexact)
+
+
+def _widen(calls, weighted, outputs, scheme):
+    """Gives the tensors that additions read the bits of `sums`, in `outputs`; returns Plan.narrowed."""
+    taken, sizes = {call.layer.name for call in calls}, collections.Counter(group for _, group in filter(None, outputs))
+    readers = {}  # of a call's tensor, past layers that only pass values on
+    for call in calls:
+        for value in call.inputs:
+            readers.setdefault(id(_origin(value)), []).append((call, value))
+    narrowed, names = {}, {}
+    for k, call in enumerate(calls):
+        bits, read = (_rule(scheme, call) or scheme).sums, readers.get(id(call), [])
+        if bits is None or outputs[k] is None or not any(isinstance(reader.layer, L.Add) for reader, _ in read):
+            continue
+        quantizer, group = outputs[k]
+        low, high = quantizer.levels()
+        if low < 0 or high >= 2**bits - 1 or sizes[group] > 1:
+            continue
+        outputs[k] = dataclasses.replace(quantizer, bits=bits), group
+        for reader, value in read:
+            if kernel_name(reader.layer) and reader is not weighted[-1]:
+                free = free_name(f"{value.call.layer.name}_narrow", {*names.values(), *taken})
+                narrowed[id(reader)] = quantizer, names.setdefault(id(value), free)
+    return [narrowed.get(id(call)) for call in calls]
+
+
+def free_name(wanted, taken):
+    """`wanted`, with a number behind it where that is taken."""
+    return next(name for name in itertools.chain([wanted], (f"{wanted}{k}" for k in itertools.count(2))) if name not in taken)
+
+
+def _origin(value):
+    """The call whose values the tensor holds; None for a model input."""
+    call = value.call
+    while call is not None and isinstance(call.layer, TRANSPARENT):
+        call = call.inputs[0].call
+    return call
+
+
+def _absorbs(quantizer, layer, shared):
+    """Whether a quantizer does the ReLU before it as well: an unsigned grid is clipped at 0, and a learned interval is a bound that learns.
+
+    shared: by how many tensors; those of one concatenation may have other bounds.
+    """
+    return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or shared == 1)
+
+
+def _input_quantizer(calls, scheme):
+    """8 bits, unsigned where the model itself rescales what it takes: those are pixels.
+
+    Not learned: images keep their range, and its gradient would cost the first convolution's gradient to the images.
+    """
+    if scheme.activations is None or not scheme.first:
+        return None
+    readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
+    pixels = all(isinstance(layer, L.Rescaling) for layer in readers)
+    return Interval(8, learned=False).for_tensor("unsigned" if pixels else "signed")
+
+
+def _groups(calls):
+    """{id(call): group}: calls whose outputs meet in a concatenation, past layers that only pass values on, are one group.
+
+    An integer concatenation only copies, so its operands must be on one grid.
+    """
+    parent = {id(call): id(call) for call in calls}
+
+    def root(key):
+        while parent[key] != key:
+            key = parent[key]
+        return key
+
+    for call in calls:
+        if isinstance(call.layer, L.Concatenate):
+            for value in call.inputs:
+                for source in _sources(value.call):
+                    parent[root(id(source))] = root(id(call))
+    return {id(call): root(id(call)) for call in calls}
+
+
+def _sources(call):
+    """The calls whose values `call` passes on: itself, unless it is transparent."""
+    if call is None:
+        return []
+    if isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
+        return [call, *(source for value in call.inputs for source in _sources(value.call))]
+    return [call]
+
+
+def _check_groups(calls, outputs):
+    """Raises BadInput where tensors that share a quantizer are to have different ones."""
+    first = {}
+    for call, (quantizer, group) in ((call, output) for call, output in zip(calls, outputs, strict=True) if output):
+        other, name = first.setdefault(group, (quantizer, call.layer.name))
+        if other != quantizer:
+            raise BadInput(
+                f"model: expected one quantizer for the tensors of a concatenation, received {other} for {name!r} and {quantizer} for {call.layer.name!r}; "
+                "give all of them the override, and put no bare sigmoid among them"
+            )
+
+
+def _check_overrides(scheme, calls):
+    for pattern in scheme.overrides:
+        if not any(re.search(pattern, call.layer.name) for call in calls):
+            raise BadInput(f"overrides: expected a pattern that matches a layer, received {pattern!r}; the layers are {', '.join(c.layer.name for c in calls)}")
+
+
+def _rule(scheme, call):
+    """The override for the call's layer, else that for the layer whose operation it ends: a convolution's output is behind its BatchNorm and ReLU."""
+    found = next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, call.layer.name)), None)
+    before = call.inputs[0].call if len(call.inputs) == 1 else None
+    return _rule(scheme, before) if found is None and before is not None and before.sole_reader is call and fuses(before, call) else found
+
+
+def _kernel_quantizer(call, weighted, scheme):
+    rule = _rule(scheme, call)
+    if rule is not None:
+        quantizer = rule.weights
+    elif call is weighted[0]:
+        quantizer = scheme.first and Interval(scheme.first)
+    elif call is weighted[-1]:
+        quantizer = scheme.last and Interval(scheme.last)
+    else:
+        quantizer = scheme.weights
+    return quantizer and quantizer.for_tensor("weights")
+
+
+def _output_quantizer(call, weighted, scheme, kind):
+    reader = call.sole_reader
+    if isinstance(call.layer, TRANSPARENT) or (reader is not None and fuses(call, reader)):
+        return None
+    if isinstance(call.layer, L.Concatenate) and all(_sources(value.call) for value in call.inputs):
+        return None  # its operands are quantized together
+    rule = _rule(scheme, call) or scheme
+    if rule.activations is None:
+        return None
+    if is_sigmoid(call.layer):
+        return Sigmoid()
+    at_the_end = call is weighted[-1] or _feeds_only(call, weighted[-1])
+    if kind == "signed" or (rule is scheme and at_the_end):
+        return Interval(8).for_tensor(kind)
+    return rule.activations.for_tensor(kind)
