@@ -27,7 +27,7 @@ with kerakd.quiet.native_chatter_off():
     from benchmarks.rows import CIFAR10, ROWS, STEPS
     from kerakd import config, data
     from kerakd.rundir import RunDirectory, write_aside
-    from kerakd.train import Training
+    from kerakd.training import Training
 
 AT_ONCE = 2  # steps of a row in its turn
 STILL = {"learning_rate": 1e-6, "weight_interval_rate": 1e-6, "activation_interval_rate": 1e-6}  # what learns nothing stays finite
@@ -40,7 +40,7 @@ def phases(row, workdir):
     flags = dataclasses.replace(flags, teacher_cache="", batchnorm_batches=0, steps_per_execution=1, **rates)
     workdir.mkdir()
     training = Training(flags, RunDirectory(workdir))
-    stage, lessons = training.stages()[-1], training.lessons
+    stage, lessons = training.stages[-1], training.lessons
     epochs = sum(count for _, count in stage.phases)
     found = []
     for mode, count in stage.phases:  # a distiller of its own for each, as a step belongs to a mode

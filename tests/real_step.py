@@ -10,7 +10,8 @@ import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
 
-from kerakd import train  # noqa: E402  (it keeps TensorFlow quiet)
+import kerakd.quiet  # noqa: E402, F401
+from kerakd import training  # noqa: E402
 from kerakd.config import parse  # noqa: E402
 from kerakd.rundir import RunDirectory  # noqa: E402
 
@@ -20,24 +21,24 @@ BATCH = 2
 def main(path, workdir):
     flags = (f"--flagfile={path}", "--synthetic", f"--batch_size={BATCH}", f"--calibration_images={BATCH}", "--ensemble_views=1", "--batchnorm_batches=0")
     config, _ = parse(["x", *flags, f"--data_dir={workdir}"])
-    training = train.Training(config, RunDirectory(workdir))
+    run = training.Training(config, RunDirectory(workdir))
     if config.float_epochs and config.from_float():  # what its stage would leave
-        training.directory.claim(config.text(), resume=False, overwrite=True)
-        training.directory.save_model("float", training.build(config.student, config.student_width))
-    stage = training.stages()[-1]
-    distiller, _ = training.ready(stage)
+        run.directory.claim(config.text(), resume=False, overwrite=True)
+        run.directory.save_model("float", run.networks.float_student())
+    stage = run.stages[-1]
+    distiller, _ = run.ready(stage)
     student = distiller.student
     before, took = [weight.copy() for weight in student.get_weights()], []
     for mode, _ in stage.phases:
         started = time.perf_counter()
         distiller.enter(mode)
-        views = training.lessons.heard(distiller, 0, 0, 1) if distiller.mode.frozen_teacher else training.lessons.views(0, 0, 1)
+        views = run.lessons.heard(distiller, 0, 0, 1) if distiller.mode.frozen_teacher else run.lessons.views(0, 0, 1)
         logs = distiller.fit(views, steps_per_epoch=2, epochs=1, verbose=0).history
         assert all(abs(values[0]) < float("inf") for values in logs.values()), logs
         took.append(f"{mode} {time.perf_counter() - started:.0f} s")
     assert any((now != then).any() for now, then in zip(student.get_weights(), before, strict=True)), "the step moved no weight"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"{pathlib.Path(path).stem}: images {training.shape}, {training.train.classes} classes, {', '.join(took)}, peak {peak:.1f} GB")
+    print(f"{pathlib.Path(path).stem}: images {run.shape}, {run.train.classes} classes, {', '.join(took)}, peak {peak:.1f} GB")
 
 
 if __name__ == "__main__":

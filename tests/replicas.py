@@ -24,7 +24,7 @@ from kerakd.keep import Every, Keeping, Stopped  # noqa: E402
 from kerakd.quantizers import Interval  # noqa: E402
 from kerakd.recast import recast  # noqa: E402
 from kerakd.rundir import RunDirectory  # noqa: E402
-from kerakd.train import Training  # noqa: E402
+from kerakd.training import Training  # noqa: E402
 
 L = keras.layers
 BATCH, STEPS = 16, 4

@@ -10,7 +10,7 @@ import pytest
 import tf_keras as keras
 from conftest import SMALL_RUN, run_program, start
 
-from kerakd import train
+from kerakd import train, training
 from kerakd.config import Config
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
@@ -260,7 +260,7 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, c
     settings = {"dataset": "digits", "synthetic": True, "student": "resnet8", "student_width": 0.125, "teacher": ("resnet8",), "teacher_epochs": 1}
     settings |= {"phase": ("trained_teacher:1",), "hard_weight": 0.0, "view": "same/ic", "batch_size": 16}
     with pytest.raises(BadInput, match=message):
-        train.Training(Config(**{**settings, **change}), RunDirectory(tmp_path / "run"))
+        training.Training(Config(**{**settings, **change}), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 

@@ -1,0 +1,106 @@
+"""The networks of a run: from their names, from files, and from what the run has trained."""
+
+import contextlib
+import io
+import sys
+
+import tf_keras as keras
+
+from kerakd import data, models, oscillation
+from kerakd.calibration import calibrate
+from kerakd.checks import check_logits
+from kerakd.config import is_file
+from kerakd.errors import BadInput
+from kerakd.hints import Hints
+from kerakd.rundir import load_model
+from kerakd.scheme import quantize
+from kerakd.tflite import lint
+
+
+class Networks:
+    """Makes them.
+
+    Args:
+        config: a Config. directory: the RunDirectory. images: the training Split. shape: (height, width, channels) of the student's views.
+    """
+
+    def __init__(self, config, directory, images, shape):
+        self.config, self.directory, self.images, self.shape = config, directory, images, shape
+
+    def build(self, name, width, fresh=False, size=0):
+        """The float network of a name or a file, for the dataset's images and classes; a file's has its weights, unless it is to be fresh."""
+        shape = (size, size, self.shape[2]) if size else self.shape
+        if not is_file(name):
+            return models.build(name, shape, self.images.classes, width / self.config.shrink, shallow=self.config.shrink > 1)
+        model = load_model(name)
+        expected, received = (shape, self.images.classes), (tuple(model.input_shape[1:]), model.output_shape[-1])
+        if received != expected:
+            raise BadInput(f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}")
+        check_logits(model, name)
+        return keras.models.clone_model(model) if fresh else model
+
+    def check(self):
+        """What would fail in an hour fails now, for the student and every teacher; what would not be exact in the file is named."""
+        self._check_teachers(self._check_student())
+
+    def _check_student(self):
+        c = self.config
+        net, scheme = self.float_student(), c.scheme()
+        with contextlib.redirect_stderr(io.StringIO()):  # lint says it again, and more
+            student = quantize(net, scheme)
+        if c.dampening or c.freeze or c.watch:
+            oscillation.check(student, held=bool(c.dampening or c.freeze))
+        for finding in lint(student) if c.exports() else ():
+            if finding.refused:
+                raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")
+            print(f"kerakd: {finding}", file=sys.stderr)
+        return student
+
+    def _check_teachers(self, student):
+        c = self.config
+        found = {k: one.prepared(self.teacher(one)) for k, one in enumerate(c.teachers()) if is_file(one.network) or c.hint}
+        if c.hint:
+            Hints(student, found[0], c.hints(), c.hint_loss, c.hint_weight)
+
+    def float_student(self):
+        """The float student as its own stage trains it."""
+        return self.build(self.config.student, self.config.student_width)
+
+    def student(self):
+        """A fresh quantized student with calibrated intervals."""
+        net = self.build(self.config.student, self.config.student_width, fresh=not self.config.from_float())
+        if self.config.float_epochs and self.config.from_float():
+            net.set_weights(self.directory.load_model("float").get_weights())
+        batch = min(self.config.calibration_images, self.images.count)
+        views = data.training(self.images, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
+        student = quantize(net, self.config.scheme())
+        calibrate(student, next(iter(views))[0], self.config.calibration)
+        return student
+
+    def teacher(self, one):
+        """A float teacher of the configuration's `Teacher`, fresh or its file's."""
+        return self.build(one.network, self.config.teacher_width, size=one.size)
+
+    def teachers(self):
+        """The trained teachers on views in -1..1, or a fresh one where it learns from scratch beside the student."""
+        found = []
+        for k, one in enumerate(self.config.teachers()):
+            trained = self.directory.has_model(teacher_name(k))
+            model = self.directory.load_model(teacher_name(k)) if trained else self.teacher(one)
+            found.append(one.prepared(model))
+        return found
+
+    def given(self):
+        """[(name, a function that gives the model, size of its images)] of the files that a run's table says too."""
+        c, found = self.config, []
+        if is_file(c.student) and c.from_float() and not c.float_epochs:
+            found.append(("float", self.float_student, 0))
+        for k, one in enumerate(c.teachers()):
+            if is_file(one.network):
+                found.append((teacher_name(k), lambda k=k: self.teachers()[k], one.size))
+        return found
+
+
+def teacher_name(number):
+    """The stage and the model of a teacher that the run trains."""
+    return f"teacher_{number}" if number else "teacher"
