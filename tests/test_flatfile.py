@@ -10,7 +10,8 @@ from tensorflow.lite.python import schema_py_generated as schema
 import kerakd
 from kerakd import BadInput
 from kerakd.tflite import flatfile, runtime
-from kerakd.tflite.fold import Grid, fold, stored_bits
+from kerakd.tflite.fold import fold, stored_bits
+from kerakd.tflite.grid import Grid
 
 L = keras.layers
 

@@ -14,7 +14,7 @@ FLOORS = [
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
     {"wrapper", "calibration", "kinds", "plan", "scheme", "oscillation", "recast", "carry", "hints", "modes", "checks", "distiller"},
     {"config", "rundir", "cache", "teachers", "lessons", "tflite"},
-    {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "report", "page", "progress", "sensitivity"},
+    {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "kerakd").rglob("*.py") if path.parent != ROOT / "kerakd" or path.name != "__init__.py")

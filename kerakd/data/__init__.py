@@ -1,7 +1,9 @@
-"""Datasets by name, as splits of examples and as batches of views: the names of `kerakd.data.splits`.
+"""Datasets by name, as splits of examples and as batches of views: the names of `kerakd.data.splits` and `kerakd.data.batches`.
 
 They are loaded on first use, so that `python -m kerakd.data` can keep TensorFlow quiet before it loads it.
 """
+
+_OF_BATCHES = ("training", "indices", "fixed", "testing", "arrays", "SHUFFLED")
 
 
 def __getattr__(name):
@@ -9,4 +11,4 @@ def __getattr__(name):
 
     if name.startswith("__"):
         raise AttributeError(name)
-    return getattr(importlib.import_module("kerakd.data.splits"), name)
+    return getattr(importlib.import_module(f"kerakd.data.{'batches' if name in _OF_BATCHES else 'splits'}"), name)

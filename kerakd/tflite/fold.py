@@ -18,35 +18,13 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.kinds import TRANSPARENT, fuses, is_relu, is_sigmoid
+from kerakd.kinds import TRANSPARENT, fuses, is_relu
 from kerakd.tflite import arithmetic
+from kerakd.tflite.grid import Grid, short
+from kerakd.tflite.ties import avoid_ties
 from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
-
-
-def short(value):
-    """`value` rounded to 16 significant bits, as float64."""
-    fraction, exponent = np.frexp(np.asarray(value, np.float64))
-    return np.ldexp(np.rint(fraction * 2**16), exponent - 16)
-
-
-@dataclasses.dataclass
-class Grid:
-    """The grid of an activation tensor: value = code * step, code in {low..high}; in the file, code + zero is stored in int8."""
-
-    step: float
-    low: int
-    high: int
-
-    @property
-    def zero(self):
-        """The zero point: the top code sits at 127, so that int8 saturation is the quantizer's clip; the fused ReLU is the lower one."""
-        return 127 - self.high
-
-    @property
-    def quantization(self):
-        return np.float32(self.step), self.zero
 
 
 @dataclasses.dataclass
@@ -133,7 +111,7 @@ def fold(model, container="int8"):
         if isinstance(call.layer, QuantizedActivation):
             if call.layer.name not in folded.grids:  # else one that tensors of a concatenation share
                 folded.grids[call.layer.name] = _grid(call.layer)
-                _avoid_ties(call.inputs[0].call, folded.grids[call.layer.name], grids)
+                avoid_ties(call.inputs[0].call, folded.grids[call.layer.name], grids)
             grids[id(call.outputs[0])] = folded.grids[call.layer.name]
         elif isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
             known = [grids.get(id(value)) for value in call.inputs]
@@ -172,83 +150,6 @@ def _check(model):
 
 def _grid(layer):
     return Grid(float(short(layer.step_size)), *layer.quantizer.levels())
-
-
-def _source(call):
-    """The call whose output `call` is, past a ReLU."""
-    while call is not None and is_relu(call.layer):
-        call = call.inputs[0].call
-    return call
-
-
-def _avoid_ties(call, grid, grids):
-    """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of an addition, a product or a mean as the real numbers round."""
-    call = _source(call)
-    if call is not None and is_sigmoid(call.layer):
-        _avoid_sigmoid_ties(call, grid, grids)
-    if call is None or type(call.layer) not in _AGREE:
-        return
-    operands = [grids.get(id(value)) for value in call.inputs]
-    if any(operand is None for operand in operands) or len(operands) > 2:
-        return
-    if isinstance(call.layer, L.Add):
-        for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
-            operand.step = max(operand.step, float(short(grid.step / 1000)))
-    step = grid.step
-    for k in range(400):  # 0, +, -, ++, --, ...
-        grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
-        if _AGREE[type(call.layer)](call, operands, grid):
-            return
-    grid.step = step
-
-
-def _avoid_sigmoid_ties(call, grid, grids):
-    """As `_avoid_ties`, for a sigmoid: its grid is given, so its operand's step moves, unless that is bound by ties of its own."""
-    (value,) = call.inputs
-    operand, source = grids.get(id(value)), _source(value.call.inputs[0].call)
-    if operand is None or (source is not None and (type(source.layer) in _AGREE or is_sigmoid(source.layer))):
-        return
-    step, codes = operand.step, np.arange(operand.low, operand.high + 1)
-    for k in range(400):
-        operand.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
-        file = arithmetic.sigmoid_xnnpack(codes + operand.zero, operand.quantization)
-        if np.array_equal(file, _round(1 / (1 + np.exp(-np.clip(codes * operand.step, -100, 100))), grid)):
-            return
-    operand.step = step
-
-
-def _round(values, grid):
-    """The codes that a float64 model's quantizer gives to real `values`."""
-    ratio = np.float32(values * np.float64(np.float32(1) / np.float32(grid.step)))
-    return np.clip(np.rint(ratio), grid.low, grid.high).astype(np.int64) + grid.zero
-
-
-def _all_pairs(operands):
-    a, b = operands
-    return np.arange(a.low, a.high + 1)[:, None], np.arange(b.low, b.high + 1)[None]
-
-
-def _sums_agree(_, operands, y):
-    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
-    file = arithmetic.add_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
-    return np.array_equal(file, _round(codes_a * a.step + codes_b * b.step, y))
-
-
-def _products_agree(_, operands, y):
-    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
-    file = arithmetic.mul_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
-    return np.array_equal(file, _round(codes_a * a.step * (codes_b * b.step), y))
-
-
-def _means_agree(call, operands, y):
-    (x,) = operands
-    count = int(np.prod(call.layer.input_shape[1:3]))
-    totals = np.arange(x.low * count, x.high * count + 1)
-    file = arithmetic.mean_xnnpack(totals + count * x.zero, count, x.quantization, y.quantization)
-    return np.array_equal(np.maximum(file, y.low + y.zero), _round(totals * x.step / count, y))
-
-
-_AGREE = {L.Add: _sums_agree, L.Multiply: _products_agree, L.GlobalAveragePooling2D: _means_agree}
 
 
 def _linear(call, grids, folded, container):

@@ -1,0 +1,175 @@
+"""Examples of a split as batches of views."""
+
+import math
+
+import numpy as np
+import tensorflow as tf
+
+from kerakd import augment
+from kerakd.data.splits import KEPT
+from kerakd.errors import BadInput
+
+SHUFFLED = 2**31  # bytes of images that wait to be drawn from
+
+
+def training(
+    split,
+    *,
+    view,
+    size,
+    batch_size,
+    seed,
+    epochs,
+    first_epoch=0,
+    first_batch=0,
+    mixup=False,
+    teacher_sizes=(),
+    fixed_logits=None,
+    places=False,
+    augmenter=None,
+    part=(0, 1, 1),
+):
+    """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
+
+    The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch).
+
+    Args:
+        split: a Split.
+        view: a key of augment.BY_NAME.
+        size: (height, width) of the student's views.
+        seed: a non-negative int.
+        mixup: whether each batch is mixed with its neighbours (`augment.mixup`); the labels stay those of the larger share.
+        teacher_sizes: (height, width) of each teacher's views; none if all teachers see the student's pixels.
+        fixed_logits: [count, teachers, classes] float32 of a view that is fixed, in the split's order.
+        places: whether each batch says its place among the views, for a cache of logits.
+        augmenter: a function of a batch of views that all networks share, float32 [n, height, width, c], that gives such a batch.
+        part: (worker, workers, replicas): of each batch the images of this worker alone, as so many batches one after the other, a replica's each.
+    Returns: a tf.data.Dataset of (x, int64 [batch]), or (x,) for a split without labels. x is float32 [batch, height, width, c] in
+        -1..1 or, where teachers are to see or say something else, {"student": that, "teachers": a tuple of the like,
+        "logits": float32 [batch, teachers, classes], "place": int64 [2], epoch and batch}, of which the last three are as asked for.
+    Raises: BadInput for a batch larger than the split or that can't be dealt out evenly, a view whose teacher's size can't differ or be mixed.
+    """
+    worker, workers, replicas = part
+    if batch_size % (workers * replicas):
+        raise BadInput(f"batch_size: expected a multiple of {workers * replicas}, the replicas that share a batch, received {batch_size}")
+    mine = slice(worker * (batch_size // workers), (worker + 1) * (batch_size // workers))
+    if not 0 < batch_size <= split.count:
+        raise BadInput(f"batch_size: expected 1 to {split.count}, the size of {split.name}, received {batch_size}")
+    made = _views(augment.view(view), view, size, teacher_sizes, mixup)
+    fixed_logits = None if fixed_logits is None else tf.convert_to_tensor(fixed_logits)  # once, and no constant of a graph
+
+    def one_epoch(epoch):
+        key, order = _order(split, seed, epoch)
+        begin = tf.where(epoch == first_epoch, tf.constant(first_batch, tf.int64), 0)
+        order = order.skip(begin * batch_size).take((split.count // batch_size - begin) * batch_size)
+        if workers > 1 and not mixup:  # before anything is read or drawn; mixed images need their neighbours
+            order = order.enumerate().filter(lambda k, _: (k % batch_size >= mine.start) & (k % batch_size < mine.stop)).map(lambda _, e: e)
+
+        def example(e):
+            e = split.read(e) if split.read else e
+            x = made(e["image"], key, e["index"])
+            if fixed_logits is not None:
+                x["logits"] = tf.gather(fixed_logits, e["index"])
+            return (x, e["label"]) if split.labelled else (x,)
+
+        def batch(number, taken):
+            x, *label = taken
+            if mixup:
+                x = {**x, **tf.nest.map_structure(lambda images: augment.mixup(images, tf.stack([key, -1 - number])), x)}
+            if augmenter is not None:
+                x["student"] = augmenter(x["student"])
+            if places:
+                x["place"] = tf.stack([epoch, number])
+            return (x["student"] if set(x) == {"student"} else x, *label)
+
+        views = order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = views.batch(batch_size if mixup else batch_size // workers, drop_remainder=True)
+        return batches.enumerate(begin).map(lambda number, taken: batch(number, taken))
+
+    batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    if workers > 1 and mixup:
+        batches = batches.map(lambda *taken: tf.nest.map_structure(lambda tensor: tensor[mine], taken))
+    if replicas > 1:
+        batches = batches.rebatch(batch_size // workers // replicas, drop_remainder=True)
+    return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _order(split, seed, epoch):
+    """(the key of an epoch, its examples in its order, or what `split.read` makes them of)."""
+    buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
+    key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
+    tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
+    if split.rows is None:
+        return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
+    return key, split.rows.shuffle(split.count, seed=key, reshuffle_each_iteration=False)
+
+
+def indices(split, seed, epoch, batch, batch_size):
+    """Which examples of a split, by their place in it, are in a batch of `training`: [int]."""
+    order = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(lambda epoch: _order(split, seed, epoch)[1])
+    taken = order.skip(batch * batch_size).take(batch_size).map(lambda e: (split.read(e) if split.read else e)["index"])
+    return [int(index) for index in taken.as_numpy_iterator()]
+
+
+def _views(chosen, name, size, teacher_sizes, mixup):
+    """A function (image, key of the epoch, index of the example) -> {"student": view, and "teachers": views if they are others}. Raises: BadInput."""
+    apart = chosen.teacher is not None
+    if mixup and apart:
+        raise BadInput(f"mixup: expected a view that teacher and student share, as same/ic, received {name!r}; the mixed image would not be the same for both")
+    others = not chosen.fixed and teacher_sizes and (apart or any(tuple(side) != tuple(size) for side in teacher_sizes))
+    crop = chosen.teacher or chosen.student
+    if others and crop not in augment.CROPS_OF_THE_IMAGE and any(tuple(side) != tuple(size) for side in teacher_sizes):
+        raise BadInput(
+            f"view: expected a crop of the original image for a teacher of another size, as same/ic, received {name!r}, which moves pixels of one size"
+        )
+
+    def views(image, key, index):
+        seed = tf.stack([key, index])
+        made = {"student": augment.to_unit_range(chosen.student(image, size, seed))}
+        if others:
+            theirs = tf.stack([key + 2**31, index]) if apart else seed
+            made["teachers"] = tuple(augment.to_unit_range(crop(image, side, theirs)) for side in teacher_sizes)
+        return made
+
+    return views
+
+
+def fixed(split, *, view, size, seed, ensemble=1000, batch_size=64):
+    """The views that a fixed teacher sees, in the split's order, those of one image one after the other.
+
+    Args:
+        view: a key of augment.BY_NAME whose teacher's view is fixed.
+        ensemble: how many views an image has where the view averages over many; others have one.
+    Returns: (a dataset of float32 [n, height, width, c], views for each image).
+    """
+    chosen = augment.view(view)
+    count = ensemble if chosen.ensemble else 1
+
+    def views(e):
+        seeds = tf.data.Dataset.range(seed, seed + count)
+        return seeds.map(lambda number: augment.to_unit_range(chosen.teacher(e["image"], size, tf.stack([number, e["index"]]))))
+
+    return split.examples.flat_map(views).batch(batch_size).prefetch(2), count
+
+
+def testing(split, *, size, batch_size=256, keep=False):
+    """All examples in order, whole images: a tf.data.Dataset of (float32 [n, height, width, c] in -1..1, int64 [n]).
+
+    keep: hold them in memory after the first pass, if they are at most KEPT bytes.
+    """
+    batches = split.examples.map(lambda e: (augment.to_unit_range(augment.whole(e["image"], size, None)), e["label"])).batch(batch_size)
+    if keep and 4 * math.prod(size) * (split.shape[2] or 3) * split.count <= KEPT:
+        batches = batches.cache()
+    return batches.prefetch(2)
+
+
+def arrays(batches, limit=None):
+    """(images, labels) as NumPy of the first `limit` examples of a dataset of batches, or of all."""
+    images, labels, count = [], [], 0
+    for image, label in batches:
+        images.append(image.numpy())
+        labels.append(label.numpy())
+        count += len(images[-1])
+        if limit and count >= limit:
+            break
+    return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]

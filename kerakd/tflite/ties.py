@@ -1,0 +1,87 @@
+"""Steps moved off ties: where XNNPACK's fixed-point arithmetic would round some pair of codes otherwise than the real numbers, all pairs are tried."""
+
+import numpy as np
+import tf_keras as keras
+
+from kerakd.kinds import is_relu, is_sigmoid
+from kerakd.tflite import arithmetic
+from kerakd.tflite.grid import short
+
+L = keras.layers
+
+
+def _source(call):
+    """The call whose output `call` is, past a ReLU."""
+    while call is not None and is_relu(call.layer):
+        call = call.inputs[0].call
+    return call
+
+
+def avoid_ties(call, grid, grids):
+    """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of an addition, a product or a mean as the real numbers round."""
+    call = _source(call)
+    if call is not None and is_sigmoid(call.layer):
+        _avoid_sigmoid_ties(call, grid, grids)
+    if call is None or type(call.layer) not in _AGREE:
+        return
+    operands = [grids.get(id(value)) for value in call.inputs]
+    if any(operand is None for operand in operands) or len(operands) > 2:
+        return
+    if isinstance(call.layer, L.Add):
+        for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
+            operand.step = max(operand.step, float(short(grid.step / 1000)))
+    step = grid.step
+    for k in range(400):  # 0, +, -, ++, --, ...
+        grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
+        if _AGREE[type(call.layer)](call, operands, grid):
+            return
+    grid.step = step
+
+
+def _avoid_sigmoid_ties(call, grid, grids):
+    """As `avoid_ties`, for a sigmoid: its grid is given, so its operand's step moves, unless that is bound by ties of its own."""
+    (value,) = call.inputs
+    operand, source = grids.get(id(value)), _source(value.call.inputs[0].call)
+    if operand is None or (source is not None and (type(source.layer) in _AGREE or is_sigmoid(source.layer))):
+        return
+    step, codes = operand.step, np.arange(operand.low, operand.high + 1)
+    for k in range(400):
+        operand.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
+        file = arithmetic.sigmoid_xnnpack(codes + operand.zero, operand.quantization)
+        if np.array_equal(file, _round(1 / (1 + np.exp(-np.clip(codes * operand.step, -100, 100))), grid)):
+            return
+    operand.step = step
+
+
+def _round(values, grid):
+    """The codes that a float64 model's quantizer gives to real `values`."""
+    ratio = np.float32(values * np.float64(np.float32(1) / np.float32(grid.step)))
+    return np.clip(np.rint(ratio), grid.low, grid.high).astype(np.int64) + grid.zero
+
+
+def _all_pairs(operands):
+    a, b = operands
+    return np.arange(a.low, a.high + 1)[:, None], np.arange(b.low, b.high + 1)[None]
+
+
+def _sums_agree(_, operands, y):
+    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
+    file = arithmetic.add_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
+    return np.array_equal(file, _round(codes_a * a.step + codes_b * b.step, y))
+
+
+def _products_agree(_, operands, y):
+    (a, b), (codes_a, codes_b) = operands, _all_pairs(operands)
+    file = arithmetic.mul_xnnpack(codes_a + a.zero, codes_b + b.zero, a.quantization, b.quantization, y.quantization, y.low + y.zero, 127)
+    return np.array_equal(file, _round(codes_a * a.step * (codes_b * b.step), y))
+
+
+def _means_agree(call, operands, y):
+    (x,) = operands
+    count = int(np.prod(call.layer.input_shape[1:3]))
+    totals = np.arange(x.low * count, x.high * count + 1)
+    file = arithmetic.mean_xnnpack(totals + count * x.zero, count, x.quantization, y.quantization)
+    return np.array_equal(np.maximum(file, y.low + y.zero), _round(totals * x.step / count, y))
+
+
+_AGREE = {L.Add: _sums_agree, L.Multiply: _products_agree, L.GlobalAveragePooling2D: _means_agree}
