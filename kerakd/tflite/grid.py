@@ -27,3 +27,7 @@ class Grid:
     @property
     def quantization(self):
         return np.float32(self.step), self.zero
+
+    def real(self, codes):
+        """The float64 values of a file's stored int8 codes."""
+        return (codes.astype(np.float64) - self.zero) * self.step

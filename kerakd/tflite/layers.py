@@ -1,6 +1,7 @@
 """The tensors inside a file against those of the student's copy, each made of the file's own before it: a difference counts where it arises."""
 
 import dataclasses
+import itertools
 
 import numpy as np
 import tensorflow as tf
@@ -8,6 +9,8 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.tflite import flatfile, runtime
+
+HELD = 2**22  # values of all tensors together that are compared at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,18 +50,21 @@ def compare(snapped, folded, data, images):
     model = flatfile.read(data)
     inside = [index for index, tensor in enumerate(model.subgraphs[0].tensors) if _is_computed(model, tensor)]
     tensors = [model.subgraphs[0].tensors[index] for index in inside]
-    layerwise, names, pairs = None, [], []
-    for image, found in zip(images, runtime.each(flatfile.with_outputs(data, inside), images), strict=True):
-        image = tf.constant(image[None], tf.float64)
-        if layerwise is None:
-            names, values = _quantized(snapped, folded, image)
-            pairs = [_best(_codes(value, folded.grids[name]), folded.grids[name], tensors, found) for name, value in zip(names, values, strict=True)]
-            layerwise = _layerwise(snapped, folded, pairs)
-            equal, steps, sizes = (np.zeros(len(names), int) for _ in range(3))
-        theirs = [(found[pair].reshape(1, *value.shape[1:]), name) for pair, name, value in zip(pairs, names, values, strict=True) if pair is not None]
-        made = layerwise([image, *((codes.astype(np.float64) - folded.grids[name].zero) * folded.grids[name].step for codes, name in theirs)], training=False)
-        for k, (name, pair, value) in enumerate(zip(names, pairs, made, strict=True)):
-            wanted = _codes(value, folded.grids[name])
+    runs = runtime.each(flatfile.with_outputs(data, inside), images)
+    first = next(runs)
+    names, values = _quantized(snapped, folded, images[:1])
+    grids = [folded.grids[name] for name in names]
+    pairs = [_best(_codes(value, grid), grid, tensors, first) for grid, value in zip(grids, values, strict=True)]
+    layerwise = _layerwise(snapped, folded, pairs)
+    equal, steps, sizes = (np.zeros(len(names), int) for _ in range(3))
+    at_once = max(1, HELD // sum(value.numpy().size for value in values))
+    runs = itertools.chain([first], runs)
+    for begin in range(0, len(images), at_once):
+        found = [np.stack(outputs) for outputs in zip(*itertools.islice(runs, at_once))]
+        theirs = [grid.real(found[pair]).reshape(-1, *value.shape[1:]) for pair, grid, value in zip(pairs, grids, values, strict=True) if pair is not None]
+        made = layerwise([images[begin : begin + at_once].astype(np.float64), *theirs], training=False)
+        for k, (grid, pair, value) in enumerate(zip(grids, pairs, made if isinstance(made, list) else [made], strict=True)):
+            wanted = _codes(value, grid)
             sizes[k] += wanted.size
             if pair is not None:
                 apart = np.abs(found[pair].reshape(-1).astype(int) - wanted)
@@ -81,6 +87,7 @@ def _quantized(snapped, folded, images):
             values.append(made)
         return made
 
+    images = tf.constant(images, tf.float64)
     graph.walk(snapped, tf.nest.map_structure(lambda _: images, snapped._nested_inputs), call)
     return names, values
 
