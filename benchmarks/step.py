@@ -20,6 +20,7 @@ with kerakd.quiet.native_chatter_off():
     import kerakd
     from kerakd import models
     from kerakd.carry import Carry
+    from kerakd.recast import recast
 
 CASES = {"resnet20": (128, 32, 10), "mobilenet_v2": (16, 224, 1000)}  # batch, side, classes
 
@@ -41,21 +42,21 @@ def step_function(model, images, labels):
     return step
 
 
-def variants(net, images):
-    """{name: function that makes the model}; a variant that can't be made says why."""
+def variants(net, images, precision):
+    """{name: function that makes the model}."""
 
     def student(weights, activations):
         made = kerakd.quantize(net(), kerakd.Scheme(weights, activations))
         kerakd.calibrate(made, images[:32])
-        return made
+        return recast(made, precision)
 
     found = {
-        "float": net,
+        "float": lambda: recast(net(), precision),
         "tfmot W8A8": lambda: tfmot.quantization.keras.quantize_model(net()),
         "kerakd W4A4": lambda: student(kerakd.Interval(4), kerakd.Interval(4)),
         "kerakd ternary-A8": lambda: student(kerakd.Ternary(), kerakd.Interval(8)),
     }
-    if keras.mixed_precision.global_policy().name != "float32":
+    if precision != "float32":
         del found["tfmot W8A8"]  # it refuses other policies
     return found
 
@@ -68,10 +69,8 @@ def all_steps(name, precisions):
     labels = tf.constant(random.integers(0, classes, batch))
     steps = {}
     for precision in precisions:
-        keras.mixed_precision.set_global_policy(precision)
-        for key, make in variants(lambda: models.build(name, (side, side, 3), classes), images).items():
+        for key, make in variants(lambda: models.build(name, (side, side, 3), classes), images, precision).items():
             steps[precision, key] = step_function(make(), images, labels)
-            steps[precision, key]()  # traced under its own policy
     return steps
 
 

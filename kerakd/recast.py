@@ -1,5 +1,6 @@
 """The same network for other arithmetic: its layers' precision, and whose batch its BatchNorms normalize by."""
 
+import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
@@ -10,18 +11,20 @@ def recast(model, policy="float32", synchronized=False):
     """A copy of a functional model with the same weights; the variables are float32 whatever the layers compute in.
 
     From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences.
-    Grids are computed in float32 in any case (`quantizers`).
+    Depthwise convolutions do as well where there is no GPU: TensorFlow's own in 16 bits are slower there (BUILD.md). Grids are computed
+    in float32 in any case (`quantizers`).
 
     Args:
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
         synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
     """
-    last = _last_layers(model)
+    last, on_cpu = _last_layers(model), not tf.config.list_logical_devices("GPU")
 
     def copy(layer):
         if isinstance(layer, keras.Model):
             return keras.models.clone_model(layer, clone_function=copy)
-        chosen = "float32" if layer.name in last else policy
+        depthwise = isinstance(getattr(layer, "layer", layer), keras.layers.DepthwiseConv2D)
+        chosen = "float32" if layer.name in last or (depthwise and on_cpu) else policy
         return type(layer).from_config(_changed(layer.get_config(), type(layer).__name__, chosen, synchronized))
 
     made = copy(model)
