@@ -160,7 +160,7 @@ def measured(run):
 
 def machine():
     names = re.findall(r"model name\s*: (.*)", pathlib.Path("/proc/cpuinfo").read_text())
-    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+    return f"{names[0] if names else platform.processor()}, {os.cpu_count()} cores"
 
 
 def main():
