@@ -1,5 +1,7 @@
 """Models that people have, from the float net to the file: each quantizes, trains, survives its file and ships what it computes."""
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -200,6 +202,14 @@ def custom_objects(name):
     from keras_cv.src.models.backbones.mobilenet_v3.mobilenet_v3_backbone import HardSigmoidActivation
 
     return {"HardSigmoidActivation": type("Loadable", (HardSigmoidActivation,), {"from_config": classmethod(lambda cls, config: cls())})}
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    """Keras and its graphs keep what the test made alive: gigabytes after some dozen networks."""
+    yield
+    keras.backend.clear_session()
+    gc.collect()
 
 
 @pytest.mark.parametrize(("name", "scheme"), CASES)
