@@ -15,7 +15,7 @@ def reestimate(model, batches):
         model: a functional tf_keras model; its BatchNorm statistics are changed.
         batches: an iterable of images [n, ...], training images with their augmentation; some 50 batches will do.
     """
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
     if not norms:
         return

@@ -86,7 +86,9 @@ class Config:
         0, "training batches on which BatchNorm statistics are estimated anew before each evaluation and export; 0: as training left them"
     )
     mixed_precision: str = flag(
-        "", "what convolutions and dense layers compute in while training; weights, grids, logits and what is saved stay float32; empty: float32", HALVES
+        "",
+        "what convolutions (on a CPU but depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved stay float32; empty: float32",
+        HALVES,
     )
     jit_compile: bool = flag(False, "compile the steps by XLA: other roundings, on some machines faster")
     steps_per_execution: int = flag(1, "steps of one call of TensorFlow; checkpoints and requests to stop wait for its end")

@@ -79,7 +79,8 @@ def _inside_by_bits(x, ends):
 
 def _dot(a, b, step):
     """sum(a * b) in step's dtype and of its shape: () or [C]."""
-    if _stock.get() and a.dtype in HALF and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
+    known = a.shape.rank and a.shape[-1] is not None
+    if _stock.get() and a.dtype in HALF and known and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
         return _sum_to(_channel_dots(a, b), step.shape)
     return _sum_to(tf.cast(a, step.dtype) * tf.cast(b, step.dtype), step.shape)
 

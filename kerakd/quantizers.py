@@ -33,7 +33,7 @@ def _channels(shape):
 class GridQuantizer(Quantizer):
     """What all quantizers here share: tfmot's interface around `quantize`, `step` and `levels`."""
 
-    takes_half = False  # whether `quantize` computes in float32 what it is given in 16 bits
+    takes_half = False  # whether `quantize` takes 16 bits as they are, and computes in float32 itself
 
     def levels(self):
         """(lowest, highest) integer code."""

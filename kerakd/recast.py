@@ -11,14 +11,14 @@ def recast(model, policy="float32", synchronized=False):
     """A copy of a functional model with the same weights; the variables are float32 whatever the layers compute in.
 
     From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences.
-    Depthwise convolutions do as well where there is no GPU: TensorFlow's own in 16 bits are slower there (BUILD.md). Grids are computed
+    Depthwise convolutions do as well on a CPU alone: TensorFlow's own in 16 bits are slower there (BUILD.md). Grids are computed
     in float32 in any case (`quantizers`).
 
     Args:
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
         synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
     """
-    last, on_cpu = _last_layers(model), not tf.config.list_logical_devices("GPU")
+    last, on_cpu = _last_layers(model), {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}
 
     def copy(layer):
         if isinstance(layer, keras.Model):

@@ -210,8 +210,8 @@ def html(runs, directories):
 
 def main():
     options, _ = commandline.parse(["python -m kerakd.report", *sys.argv[1:]], Options)
-    short = [pathlib.Path(path).resolve().name for path in options.run]
-    runs = [read(path, name if short.count(name) == 1 else path) for path, name in zip(options.run, short)]
+    names = [pathlib.Path(path).resolve().name for path in options.run]
+    runs = [read(path, name if names.count(name) == 1 else path) for path, name in zip(options.run, names)]
     print("test accuracy, mean over seeds; gain with its standard deviation over seeds\n")
     print(table(runs) + "\n")
     for run in (run for run in runs if run.taught and run.name not in {gain.run.name for gain in gains(runs)}):

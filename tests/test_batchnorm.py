@@ -36,6 +36,22 @@ def test_what_was_there_is_forgotten_and_only_statistics_move():
         np.testing.assert_array_equal(a, b)
 
 
+def test_a_norm_that_is_never_called_is_left_alone():
+    """As in blocks of keras_cv that make one for a branch that they do not have."""
+
+    class Block(L.Layer):
+        def __init__(self):
+            super().__init__()
+            self.used, self.spare = L.BatchNormalization(), L.BatchNormalization()
+
+        def call(self, x, training=None):
+            return self.used(x, training=training)
+
+    model = keras.Sequential([keras.Input((3,)), Block()])
+    batchnorm.reestimate(model, BATCHES)
+    np.testing.assert_allclose(model.layers[0].used.moving_mean, np.mean([b.mean(0) for b in BATCHES], 0), rtol=1e-4, atol=1e-5)
+
+
 def test_momentum_comes_back_when_a_batch_fails():
     model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(momentum=0.7)])
     with pytest.raises(Exception, match="."):

@@ -97,6 +97,17 @@ def test_the_one_tensor_that_differs_is_the_changed_layer_s(student, file, name)
     assert f"inside           {equal} of {len(TENSORS)} tensors equal in every value on 8 images, the first other one {differing}\n" in str(proof)
 
 
+@pytest.mark.parametrize("held", [1, 7000])
+def test_images_are_compared_in_parts_where_they_are_many(student, file, monkeypatch, held):
+    """One at a time, and three of 2,267 values, which does not divide ten."""
+    folded = fold(student)
+    wrong, images = changed(file, student, "a"), noise(10)
+    whole = layers.compare(reference.snap(student, folded), folded, wrong, images)
+    monkeypatch.setattr(layers, "HELD", held)
+    assert layers.compare(reference.snap(student, folded), folded, wrong, images) == whole
+    assert {proof.layer for proof in whole if proof.equal < 1} == {"a_relu_out"}
+
+
 def test_of_the_small_container_the_tensors_are_looked_at_as_well(student):
     data = kerakd.to_tflite(student, "int4")
     proof, unpacked = (verify(student, packed, noise(8)) for packed in (data, kerakd.unpack(data)))

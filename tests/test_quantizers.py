@@ -489,16 +489,18 @@ def test_half_precision_keeps_its_dtype_and_is_computed_in_float32(quantizer, dt
     values = quantizer(x, True, variables)
     assert values.dtype == dtype
     in_float32 = quantizer(tf.cast(x, tf.float32), True, variables)
+    np.testing.assert_array_equal(quantizer.codes(x, variables), quantizer.codes(tf.cast(x, tf.float32), variables))
     np.testing.assert_array_equal(tf.cast(values, tf.float32), tf.cast(tf.cast(in_float32, dtype), tf.float32))
 
 
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16], ids=lambda dtype: dtype.name)
 @pytest.mark.parametrize("grid", [(0, 15), (0, 255), (-8, 7), (-7, 7), (-128, 127)], ids=repr)
 @pytest.mark.parametrize("stock", [True, False])
-def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock):
-    """Every 16-bit number of some octaves, so that those at both ends are among them; sums of all in float32."""
+@pytest.mark.parametrize("end", [1.3, 2.0])
+def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock, end):
+    """Every 16-bit number of some octaves, so that those at both ends are among them, at 2.0 the end itself; sums of all in float32."""
     low, high = grid
-    step, every = np.float32(1.3 / high), np.arange(2**16, dtype=np.uint16).view(dtype.as_numpy_dtype)
+    step, every = np.float32(end / high), np.arange(2**16, dtype=np.uint16).view(dtype.as_numpy_dtype)
     size = np.abs(np.float32(every))
     x = every[(size > 1e-30) & (size < 8)]  # -0.0, and what float32 arithmetic may take for it, is outside [0, 1.3] to bits
     x = x[: x.size // 8 * 8].reshape(-1, 8)
@@ -513,11 +515,25 @@ def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock):
 
     with contextlib.nullcontext() if stock else grids.plain_ops():
         y, dx, dstep = gradients(x, dy)
-    y32, dx32, _ = gradients(np.float32(x), np.float32(dy))
+        y32, dx32, _ = gradients(np.float32(x), np.float32(dy))
     np.testing.assert_array_equal(y, tf.cast(y32, dtype))
     np.testing.assert_array_equal(dx, tf.cast(dx32, dtype))
     y, dx, dy, x = (np.float64(value) for value in (y, dx, dy, x))
     assert float(dstep) == pytest.approx((np.sum(dy * y) - np.sum(dx * x)) / step, rel=1e-4)
+
+
+def test_a_half_tensor_of_unknown_channels_has_the_same_gradients():
+    """As those of a known number: the sums are then taken in float32 tensors."""
+    x, step = tf.cast(noise(21), tf.bfloat16), tf.constant(0.1)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(step)
+            y = grids.uniform(x, step, 0, 15)
+        return tape.gradient(y, step)
+
+    unknown = tf.function(gradient, input_signature=[tf.TensorSpec([None, None], tf.bfloat16)])
+    assert float(unknown(tf.reshape(x, [-1, x.shape[-1]]))) == pytest.approx(float(gradient(x)), rel=1e-4)
 
 
 @every

@@ -3,7 +3,7 @@
 They are loaded on first use, so that `python -m kerakd.data` can keep TensorFlow quiet before it loads it.
 """
 
-_OF_BATCHES = ("training", "indices", "fixed", "testing", "arrays", "SHUFFLED")
+_OF_BATCHES = ("training", "indices", "fixed", "testing", "arrays")
 
 
 def __getattr__(name):

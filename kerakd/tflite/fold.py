@@ -4,8 +4,7 @@ Everything that is rounded for the file is rounded here, once, for the converter
 
 * Steps are rounded to 16 significant bits, so that code * step and the range that tells the converter the step are exact.
 * The bias of each channel goes to the int32 grid of its accumulator.
-* The output step of an addition or a mean moves by up to 0.2 % where XNNPACK's fixed-point arithmetic would round some
-  pair of codes otherwise than the real sum: all pairs are tried.
+* The output step of an addition, a product or a mean moves off ties (`ties`).
 """
 
 import dataclasses

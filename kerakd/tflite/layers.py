@@ -42,7 +42,7 @@ def compare(snapped, folded, data, images):
     first image is taken.
 
     Args:
-        snapped: `reference.snap(model, folded)`.
+        snapped: `reference.snap(model, folded)`; its layers are called anew.
         folded: `fold(model, container)` of the file's container.
         data: the file's bytes.
         images: [n, ...] float.
@@ -52,9 +52,8 @@ def compare(snapped, folded, data, images):
     tensors = [model.subgraphs[0].tensors[index] for index in inside]
     runs = runtime.each(flatfile.with_outputs(data, inside), images)
     first = next(runs)
-    names, values = _quantized(snapped, folded, images[:1])
+    names, values, pairs = _paired(snapped, folded, images[:1], tensors, first)
     grids = [folded.grids[name] for name in names]
-    pairs = [_best(_codes(value, grid), grid, tensors, first) for grid, value in zip(grids, values, strict=True)]
     layerwise = _layerwise(snapped, folded, pairs)
     equal, steps, sizes = (np.zeros(len(names), int) for _ in range(3))
     at_once = max(1, HELD // sum(value.numpy().size for value in values))
@@ -76,20 +75,27 @@ def compare(snapped, folded, data, images):
     ]
 
 
-def _quantized(snapped, folded, images):
-    """(names of the quantizers in the order of their calls, what each answers): tensors of a concatenation share a quantizer."""
-    names, values = [], []
+def _paired(snapped, folded, image, tensors, found):
+    """(names of the quantizers in the order of their calls, what each makes of the file's values before it, the index of each one's tensor or None).
+
+    Tensors of a concatenation share a quantizer. image: [1, ...]; found: the file's values of `tensors` on it.
+    """
+    names, values, pairs = [], [], []
 
     def call(layer, args, kwargs):
-        made = layer(*args, **kwargs)
-        if layer.name in folded.grids:
-            names.append(layer.name)
-            values.append(made)
-        return made
+        value = layer(*args, **kwargs)
+        if layer.name not in folded.grids:
+            return value
+        grid = folded.grids[layer.name]
+        pair = _best(_codes(value, grid), grid, tensors, found)
+        names.append(layer.name)
+        values.append(value)
+        pairs.append(pair)
+        return value if pair is None else tf.constant(grid.real(found[pair]).reshape(value.shape))
 
-    images = tf.constant(images, tf.float64)
-    graph.walk(snapped, tf.nest.map_structure(lambda _: images, snapped._nested_inputs), call)
-    return names, values
+    image = tf.constant(image, tf.float64)
+    graph.walk(snapped, tf.nest.map_structure(lambda _: image, snapped._nested_inputs), call)
+    return names, values, pairs
 
 
 def _layerwise(snapped, folded, pairs):

@@ -11,7 +11,7 @@ from kerakd.tflite import flatfile, layers, reference, runtime
 from kerakd.tflite.emulator import NotModelled, emulate
 from kerakd.tflite.fold import fold
 
-LAYER_IMAGES = 32  # on which the tensors inside are compared: all of them are held for each
+LAYER_IMAGES = 32  # on which the tensors inside are compared
 
 
 @dataclasses.dataclass(frozen=True)
