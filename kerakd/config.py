@@ -87,7 +87,8 @@ class Config:
     )
     mixed_precision: str = flag(
         "",
-        "what convolutions (on a CPU but depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved stay float32; empty: float32",
+        "what convolutions (on a CPU but depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved "
+        "stay float32; empty: float32",
         HALVES,
     )
     jit_compile: bool = flag(False, "compile the steps by XLA: other roundings, on some machines faster")
