@@ -38,3 +38,8 @@ def is_exact(layer):
     if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
         return kernel_name(layer) is not None
     return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))
+
+
+def has_kernel(layer):
+    """Whether it has weights of more than one axis, as any layer that is no mere scale or bias."""
+    return any(weight.shape.rank > 1 for weight in layer.trainable_weights)

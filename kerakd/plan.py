@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import KEEPS_SIGN, TRANSPARENT, fuses, is_exact, is_relu, is_sigmoid
+from kerakd.kinds import KEEPS_SIGN, TRANSPARENT, fuses, has_kernel, is_exact, is_relu, is_sigmoid
 from kerakd.quantizers import Interval, Quantizer, Sigmoid
 from kerakd.wrapper import kernel_name
 
@@ -25,7 +25,7 @@ class Plan:
     absorbed: for each call whether the quantizer of its output takes its place.
     narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
     input: the quantizer of the model's inputs, or None.
-    inexact: names of the layers for which a file is not promised to be exact.
+    inexact: names of the layers for which a file is not promised to be exact; where activations stay float, of those whose kernels do too unasked.
     """
 
     kernels: list
@@ -78,7 +78,7 @@ def plan(model, scheme):
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
     kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
-    inexact = [call.layer.name for call in calls if not is_exact(call.layer)]
+    inexact = [call.layer.name for call in calls if not is_exact(call.layer) and (scheme.activations is not None or has_kernel(call.layer))]
     return Plan(kernels, outputs, absorbed, narrowed, _input_quantizer(calls, scheme), inexact)
 
 

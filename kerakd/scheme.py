@@ -99,7 +99,7 @@ def quantize(model, scheme):
     _check_float(model, scheme)
     simple, sources = simplify(model)
     todo = plan(simple, scheme)
-    if todo.inexact and scheme.activations is not None:
+    if todo.inexact:
         print(
             f"kerakd: not on README's list of layers whose file is exact, and perhaps float in it: {', '.join(todo.inexact)}",
             file=sys.stderr,

@@ -479,3 +479,11 @@ def test_tensors_of_one_concatenation_with_different_quantizers_are_refused(over
     model = keras.Model(inputs, L.Dense(2)(L.Concatenate()(parts)))
     with pytest.raises(BadInput, match="expected one quantizer for the tensors of a concatenation"):
         quantize(model, Scheme(Interval(4), Interval(4), overrides=overrides))
+
+
+def test_a_kernel_that_stays_float_is_named_where_activations_do_too(capsys):
+    inputs = keras.Input((8, 8, 3))
+    x = L.SeparableConv2D(4, 3, name="separable")(L.Conv2D(4, 3, name="first")(inputs))
+    x = L.LayerNormalization(name="norm")(L.GlobalAveragePooling2D()(x))
+    quantize(keras.Model(inputs, L.Dense(2, name="last")(x)), Scheme(Ternary(), None))
+    assert capsys.readouterr().err == "kerakd: not on README's list of layers whose file is exact, and perhaps float in it: separable\n"
