@@ -21,16 +21,13 @@ def calibrate(model, images, rule="max"):
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
             "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
-    Raises: BadInput for another rule, for images with NaN or infinity.
+    Raises: BadInput for another rule, a float model, images of another shape, none, or with NaN or infinity.
     """
     if rule not in RULES:
         raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
-    images = tf.nest.map_structure(tf.convert_to_tensor, images)
-    for batch in tf.nest.flatten(images):
-        if not batch.dtype.is_floating:
-            raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
-        if not bool(tf.reduce_all(tf.math.is_finite(batch))):
-            raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    if not any(isinstance(layer, (QuantizedActivation, QuantizeWrapper)) for layer in model._flatten_layers()):
+        raise BadInput(f"model: expected a quantized one, received {model.name!r}, which is float; give what kerakd.quantize(model, scheme) returns")
+    images = _checked(images, model)
     fit_weight_intervals(model, rule)
     seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
 
@@ -50,6 +47,24 @@ def calibrate(model, images, rule="max"):
         return layer(*args, **kwargs)
 
     graph.walk(model, images, run)
+
+
+def _checked(images, model):
+    """The images as tensors. Raises: BadInput for what the model does not take."""
+    if isinstance(images, tf.data.Dataset):
+        raise BadInput("images: expected an array [n, ...], received a dataset; give a batch of it: images, labels = next(iter(dataset))")
+    images = tf.nest.map_structure(tf.convert_to_tensor, images)
+    batches = tf.nest.flatten(images)
+    expected = [tf.TensorShape([None, *source.shape[1:]]) for source in model.inputs]
+    received = [batch.shape for batch in batches]
+    if len(expected) != len(received) or not all(shape.is_compatible_with(wanted) and shape[0] for shape, wanted in zip(received, expected)):
+        raise BadInput(f"images: expected {', '.join(map(str, expected))}, one image or more, received {', '.join(map(str, received))}")
+    for batch in batches:
+        if not batch.dtype.is_floating:
+            raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
+        if not bool(tf.reduce_all(tf.math.is_finite(batch))):
+            raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    return images
 
 
 def _untouched(norm):

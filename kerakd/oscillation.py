@@ -6,15 +6,23 @@ from kerakd.errors import BadInput
 from kerakd.quantizers import DoReFa
 from kerakd.wrapper import QuantizedLayer, StandardizedKernel
 
-HIGHEST = 7  # code of 4 bits
 OSCILLATING = 0.005  # a frequency above it is called oscillation (Nagel et al. 2022, section 2.2)
 MOMENTUM = 0.01  # of the frequencies and of the mean codes (section 4.3)
 
 
 def kernels(model):
-    """[(variable, quantizer, its variables)] of the quantized kernels whose codes are at most HIGHEST."""
+    """[(variable, quantizer, its variables)] of the quantized kernels of at most 4 bits."""
     found = [kernel for layer in model.layers if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
-    return [kernel for kernel in found if kernel[1].levels()[1] <= HIGHEST]
+    return [kernel for kernel in found if _codes(kernel[1]) <= 2**4]
+
+
+def _codes(quantizer):
+    low, high = quantizer.levels()
+    return (high - low) // (2 if _is_dorefa(quantizer) else 1) + 1  # DoReFa's codes are odd
+
+
+def _is_dorefa(quantizer):
+    return isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa)
 
 
 def dampening(model):
@@ -99,5 +107,5 @@ def check(student, held=True):
     if not kernels(student):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
     for kernel, quantizer, _ in kernels(student) if held else ():
-        if isinstance(quantizer, StandardizedKernel) or isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa):
+        if isinstance(quantizer, StandardizedKernel) or _is_dorefa(quantizer):
             raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary")

@@ -16,14 +16,16 @@ from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST, arithmetic, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
 
 
-def _check_bits(bits, lowest=2, highest=8, who="bits"):
+def check_bits(bits, lowest=2, highest=8, who="bits"):
+    """Raises BadInput unless `bits` is a whole number from lowest to highest."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= highest:
         raise BadInput(f"{who}: expected a whole number from {lowest} to {highest}, received {bits!r}; ternary weights are Ternary()")
 
 
 def _check_float(x, who):
-    if not x.dtype.is_floating:
-        raise BadInput(f"{who}: expected a float tensor, received {x.dtype.name}; cast the images to float32 first")
+    dtype = tf.as_dtype(x.dtype)
+    if not dtype.is_floating:
+        raise BadInput(f"{who}: expected a float tensor, received {dtype.name}; cast the images to float32 first")
 
 
 def _channels(shape):
@@ -106,6 +108,7 @@ class Ternary(GridQuantizer):
         scale: "abs" or "positive", see `ternary_scale`; only without `learned`.
         per_channel: one scale for each output channel (the last axis) rather than one for the layer.
         learned: learn the scale.
+    Shapes: w [..., C] of any rank, the scale and the step () or, per channel, [C].
     """
 
     scale: str = "abs"
@@ -162,6 +165,7 @@ class KBit(GridQuantizer):
     Args:
         bits: k, 2 to 8.
         signed: the grid on [-1, 1] (weights) or on [0, 1].
+    Shapes: x [..., C] of any rank, the step ().
     """
 
     bits: int
@@ -169,7 +173,7 @@ class KBit(GridQuantizer):
     takes_half = True
 
     def __post_init__(self):
-        _check_bits(self.bits)
+        check_bits(self.bits)
 
     def levels(self):
         return symmetric_levels(self.bits) if self.signed else (0, 2**self.bits - 1)
@@ -203,6 +207,7 @@ class Interval(GridQuantizer):
         narrow: a signed grid without its lowest code -2^(b-1). Weights are always narrow. `quantize` takes the full
             grid for signed activations, as int8 runtimes saturate there.
         learned: False keeps the interval as it was calibrated.
+    Shapes: x [..., C] of any rank, I and the step () or, per channel, [C].
     """
 
     bits: int
@@ -214,7 +219,7 @@ class Interval(GridQuantizer):
     takes_half = True
 
     def __post_init__(self):
-        _check_bits(self.bits)
+        check_bits(self.bits)
 
     def levels(self):
         if not self.signed:
@@ -258,12 +263,13 @@ class Pact(GridQuantizer):
 
     Args:
         bits: k, 2 to 8.
+    Shapes: x [..., C] of any rank, I and the step ().
     """
 
     bits: int
 
     def __post_init__(self):
-        _check_bits(self.bits)
+        check_bits(self.bits)
 
     def levels(self):
         return 0, 2**self.bits - 1
@@ -298,13 +304,14 @@ class DoReFa(GridQuantizer):
     Args:
         bits: k, 2 to 8; weights 2 to 7, as the codes of 8 bits reach 255, beyond int8.
         signed: weights, or unsigned activations.
+    Shapes: x [..., C] of any rank, the step ().
     """
 
     bits: int
     signed: bool = True
 
     def __post_init__(self):
-        _check_bits(self.bits)
+        check_bits(self.bits)
 
     def levels(self):
         n = 2**self.bits - 1
@@ -312,7 +319,7 @@ class DoReFa(GridQuantizer):
 
     def for_tensor(self, kind):
         if kind == "weights":
-            _check_bits(self.bits, highest=7, who="bits of DoReFa weights")
+            check_bits(self.bits, highest=7, who="bits of DoReFa weights")
         return Interval(self.bits).for_tensor(kind) if kind == "signed" else dataclasses.replace(self, signed=kind == "weights")
 
     def step(self, x, variables):
@@ -329,7 +336,12 @@ class DoReFa(GridQuantizer):
 
 @dataclasses.dataclass(frozen=True, eq=True)
 class Sigmoid(GridQuantizer):
-    """The one grid on which integer runtimes answer a sigmoid: codes 0 to 255 of 1/256. Nothing to learn or to choose."""
+    """The one grid on which integer runtimes answer a sigmoid (TFLite's quantization specification, LOGISTIC). Nothing to learn or to choose.
+
+    Forward:   round(256 * clip(x, 0, 255/256)) / 256: codes 0 to 255.
+    Backward:  the identity inside the clip, 0 outside.
+    Shapes: x [..., C] of any rank, the step ().
+    """
 
     takes_half = True
 

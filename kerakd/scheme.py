@@ -1,6 +1,7 @@
 """Which tensor gets which quantizer: the scheme, and its attachment to a model."""
 
 import dataclasses
+import re
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ from kerakd.checks import check_logits
 from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D
 from kerakd.plan import free_name, plan
-from kerakd.quantizers import Interval, Quantizer
+from kerakd.quantizers import Quantizer, check_bits
 from kerakd.rewrite import simplify
 from kerakd.wrapper import Config, Narrowing, QuantizedActivation, QuantizedLayer
 
@@ -53,12 +54,18 @@ class Scheme:
             value = getattr(self, name)
             if value is not None and not isinstance(value, Quantizer):
                 raise BadInput(f"{name}: expected a quantizer such as kerakd.Interval(bits=4), or None for float, received {value!r}")
-        for bits in (self.first, self.last, self.sums):
-            if bits is not None:
-                Interval(bits)  # refuses bits outside 2..8
+        for name in ("first", "last", "sums"):
+            if getattr(self, name) is not None:
+                check_bits(getattr(self, name), who=name)
         if self.sums is not None and not hasattr(self.activations, "bits"):
             raise BadInput(f"sums: expected a quantizer of activations with bits beside it, received {self.activations!r}; leave sums out")
+        if not isinstance(self.overrides, dict):
+            raise BadInput(f"overrides: expected {{regular expression: Scheme}}, received {self.overrides!r}")
         for pattern, rule in self.overrides.items():
+            try:
+                re.compile(pattern)
+            except (re.error, TypeError) as error:
+                raise BadInput(f"overrides: expected a regular expression, received {pattern!r} ({error})") from error
             if not isinstance(rule, Scheme):
                 raise BadInput(f"overrides[{pattern!r}]: expected a Scheme, received {rule!r}")
 

@@ -5,6 +5,7 @@ import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
 from tensorflow_model_optimization.quantization.keras import QuantizeConfig
 
+from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D, standardize
 from kerakd.quantizers import GridQuantizer, deserialize, serialize
 
@@ -84,6 +85,9 @@ class Config(QuantizeConfig):
     def get_weights_and_quantizers(self, layer):
         if self.weights is None:
             return []
+        if kernel_name(layer) is None:
+            known = ", ".join(cls.__name__ for cls in KERNELS)
+            raise BadInput(f"weights: expected None for a layer that is none of {known}, received {self.weights!r} for {layer.name!r}")
         seen = StandardizedKernel if self.standardized else DepthwiseKernel if type(layer) is keras.layers.DepthwiseConv2D else lambda quantizer: quantizer
         return [(getattr(layer, kernel_name(layer)), seen(self.weights))]
 

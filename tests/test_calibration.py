@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.calibration import RULES, calibrate
+from kerakd.errors import BadInput
 from kerakd.quantizers import Interval
 from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import QuantizedActivation
@@ -96,3 +98,27 @@ def test_a_fresh_batchnorm_that_is_called_with_training_false_is_used_as_it_is()
     student = quantize(keras.Model(inputs, L.Dense(2)(y)), Scheme(None, Interval(4), None, None))
     calibrate(student, VECTORS)
     np.testing.assert_allclose(interval(student), relu_of_norm(student, VECTORS, 0.0, 1.0), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (IMAGES[0], r"images: expected \(None, 6, 6, 3\), one image or more, received \(6, 6, 3\)"),
+        (IMAGES[:, :4], r"received \(32, 4, 6, 3\)"),
+        (IMAGES[:0], r"received \(0, 6, 6, 3\)"),
+        ([IMAGES, IMAGES], r"received \(32, 6, 6, 3\), \(32, 6, 6, 3\)"),
+        (tf.data.Dataset.from_tensors(IMAGES), "images: expected an array .*received a dataset; give a batch"),
+    ],
+)
+def test_images_that_the_model_does_not_take_are_refused(images, message):
+    inputs = keras.Input((6, 6, 3))
+    model = keras.Model(inputs, QuantizedActivation(UNSIGNED, name="q")(inputs))
+    with pytest.raises(BadInput, match=message):
+        calibrate(model, images)
+    assert np.isnan(model.get_layer("q").quantizer_variables["interval"])
+
+
+def test_a_float_model_is_refused():
+    inputs = keras.Input((6, 6, 3))
+    with pytest.raises(BadInput, match="model: expected a quantized one, received 'plain', which is float"):
+        calibrate(keras.Model(inputs, L.Flatten()(inputs), name="plain"), IMAGES)

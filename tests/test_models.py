@@ -127,6 +127,12 @@ def test_every_network_answers_with_logits_of_the_asked_shape():
         assert net.output_shape == (None, 7) and getattr(net.layers[-1].activation, "__name__", "") == "linear"
 
 
+@pytest.mark.parametrize(("classes", "width"), [(0, 1.0), (5, 0.0), (5, -1.0)])
+def test_a_network_of_nothing_is_refused(classes, width):
+    with pytest.raises(kerakd.BadInput, match=f"expected 1 class or more and a width of more than 0, received {classes} and {width}"):
+        models.build("resnet8", (8, 8, 1), classes, width)
+
+
 def test_an_unknown_network_is_refused():
     with pytest.raises(kerakd.BadInput, match="model: expected one of resnet8, .*received 'resnet9'"):
         models.build("resnet9", (8, 8, 1), 10)

@@ -48,6 +48,7 @@ def trained(made, rate, batch_size, epochs, **medicine):
 def test_only_kernels_of_at_most_four_bits_are_watched():
     assert [kernel.name.split("/")[0] for kernel, _, _ in oscillation.kernels(student(kerakd.Interval(4)))] == ["deep", "wide"]  # the ends have 8 bits
     assert not oscillation.kernels(student(kerakd.Interval(5)))
+    assert len(oscillation.kernels(student(kerakd.DoReFa(4)))) == 2 and not oscillation.kernels(student(kerakd.DoReFa(5)))  # of odd codes
     with pytest.raises(BadInput, match="expected kernels of 4 bits or fewer, received none"):
         oscillation.Watch(student(kerakd.Interval(5)))
 

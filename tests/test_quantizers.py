@@ -550,6 +550,8 @@ def test_float64_is_computed_in_float64(quantizer):
 def test_integer_input_is_refused(quantizer):
     with pytest.raises(BadInput, match="float tensor, received int32"):
         quantizer(tf.constant([[1, 2]]), True, {})
+    with pytest.raises(BadInput, match="float tensor, received int64"):
+        quantizer(np.array([[1, 2]]), True, {})
 
 
 @pytest.mark.parametrize("bits", [-4, 0, 1, 9, 4.0, True, "4", None], ids=repr)

@@ -487,3 +487,23 @@ def test_a_kernel_that_stays_float_is_named_where_activations_do_too(capsys):
     x = L.LayerNormalization(name="norm")(L.GlobalAveragePooling2D()(x))
     quantize(keras.Model(inputs, L.Dense(2, name="last")(x)), Scheme(Ternary(), None))
     assert capsys.readouterr().err == "kerakd: not on README's list of layers whose file is exact, and perhaps float in it: separable\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"first": 16}, "first: expected a whole number from 2 to 8, received 16"),
+        ({"last": 1}, "last: expected a whole number from 2 to 8, received 1"),
+        ({"overrides": {"stage(": Scheme(None, None)}}, r"overrides: expected a regular expression, received 'stage\('"),
+        ({"overrides": [Scheme(None, None)]}, "overrides: expected {regular expression: Scheme}, received"),
+    ],
+)
+def test_what_a_scheme_cannot_be_is_refused_by_its_name(arguments, message):
+    with pytest.raises(BadInput, match=message):
+        Scheme(Ternary(), Interval(8), **arguments)
+
+
+def test_a_config_by_hand_is_refused_for_a_layer_without_a_kernel():
+    norm = L.BatchNormalization(name="norm")
+    with pytest.raises(BadInput, match="weights: expected None for a layer that is none of Conv1D, .*for 'norm'"):
+        Config(weights=Ternary()).get_weights_and_quantizers(norm)

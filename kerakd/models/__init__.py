@@ -27,10 +27,12 @@ def build(name, input_shape, classes, width=1.0, shallow=False):
         name: a key of BY_NAME.
         input_shape: (height, width, channels).
         classes: length of the logits.
-        width: multiplies every number of channels.
+        width: multiplies every number of channels; more than 0.
         shallow: one block of each of the first two stages, to try something out.
-    Raises: BadInput for an unknown name.
+    Raises: BadInput for an unknown name, no classes, no width.
     """
     if name not in BY_NAME:
         raise BadInput(f"model: expected one of {', '.join(BY_NAME)}, received {name!r}")
+    if classes < 1 or width <= 0:
+        raise BadInput(f"model: expected 1 class or more and a width of more than 0, received {classes} and {width}")
     return BY_NAME[name](input_shape=tuple(input_shape), classes=classes, width=width, shallow=shallow)
