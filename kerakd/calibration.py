@@ -17,16 +17,14 @@ def calibrate(model, images, rule="max"):
     A BatchNorm that was never trained normalizes by the images' own statistics here, as its first training step will.
 
     Args:
-        model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd.
+        model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd. One without intervals, as a float one, stays as it is.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
             "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
-    Raises: BadInput for another rule, a float model, images of another shape, none, or with NaN or infinity.
+    Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
     """
     if rule not in RULES:
         raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
-    if not any(isinstance(layer, (QuantizedActivation, QuantizeWrapper)) for layer in model._flatten_layers()):
-        raise BadInput(f"model: expected a quantized one, received {model.name!r}, which is float; give what kerakd.quantize(model, scheme) returns")
     images = _checked(images, model)
     fit_weight_intervals(model, rule)
     seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts

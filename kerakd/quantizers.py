@@ -16,10 +16,10 @@ from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST, arithmetic, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
 
 
-def check_bits(bits, lowest=2, highest=8, who="bits"):
-    """Raises BadInput unless `bits` is a whole number from lowest to highest."""
-    if isinstance(bits, bool) or not isinstance(bits, int) or not lowest <= bits <= highest:
-        raise BadInput(f"{who}: expected a whole number from {lowest} to {highest}, received {bits!r}; ternary weights are Ternary()")
+def check_bits(bits, who="bits"):
+    """Raises BadInput unless `bits` is a whole number from 2 to 8."""
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
+        raise BadInput(f"{who}: expected a whole number from 2 to 8, received {bits!r}; ternary weights are Ternary()")
 
 
 def _check_float(x, who):
@@ -302,7 +302,7 @@ class DoReFa(GridQuantizer):
     Backward:     the identity through round; tanh and the division by the maximum are differentiated.
 
     Args:
-        bits: k, 2 to 8; weights 2 to 7, as the codes of 8 bits reach 255, beyond int8.
+        bits: k, 2 to 8. Codes of 8-bit weights reach 255, beyond int8: they train, but `to_tflite` refuses them.
         signed: weights, or unsigned activations.
     Shapes: x [..., C] of any rank, the step ().
     """
@@ -318,8 +318,6 @@ class DoReFa(GridQuantizer):
         return (-n, n) if self.signed else (0, n)
 
     def for_tensor(self, kind):
-        if kind == "weights":
-            check_bits(self.bits, highest=7, who="bits of DoReFa weights")
         return Interval(self.bits).for_tensor(kind) if kind == "signed" else dataclasses.replace(self, signed=kind == "weights")
 
     def step(self, x, variables):

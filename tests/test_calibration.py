@@ -116,9 +116,3 @@ def test_images_that_the_model_does_not_take_are_refused(images, message):
     with pytest.raises(BadInput, match=message):
         calibrate(model, images)
     assert np.isnan(model.get_layer("q").quantizer_variables["interval"])
-
-
-def test_a_float_model_is_refused():
-    inputs = keras.Input((6, 6, 3))
-    with pytest.raises(BadInput, match="model: expected a quantized one, received 'plain', which is float"):
-        calibrate(keras.Model(inputs, L.Flatten()(inputs), name="plain"), IMAGES)

@@ -66,6 +66,7 @@ TRAPS = {
     "two outputs": (two_headed, SCHEME, {"model": "1 inputs and 2 outputs"}),
     "float kernel": (three, FLOAT_ENDS, {"a": "a float kernel"}),
     "float tensor": (three, no_activations("^a$"), {"a": "a float output", "b": "a float input"}),
+    "wide codes": (three, kerakd.Scheme(kerakd.DoReFa(8), kerakd.Interval(4)), {"b": "codes up to 255"}),
     "called twice": (twice, SCHEME, {"twice": "called 2 times"}),
     "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),
     "unknown": (simple(L.LeakyReLU(name="leaks")), SCHEME, {"leaks": "LeakyReLU is not known"}),

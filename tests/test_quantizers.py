@@ -391,7 +391,8 @@ def test_a_grid_of_weights_is_symmetric_and_fits_int8(quantizer):
         low, high = quantizer.for_tensor("weights").levels()
     except BadInput:
         return
-    assert low == -high and high <= 127  # so that folding a negative gamma keeps the codes
+    assert low == -high  # so that folding a negative gamma keeps the codes
+    assert high <= 127 or quantizer == DoReFa(8)  # which trains, and which an export refuses
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
@@ -571,7 +572,6 @@ def test_bits_outside_two_to_eight_are_refused(name, bits):
         (lambda: Interval(4, per_channel=True).for_tensor("unsigned"), "received per_channel=True"),
         (lambda: Interval(4, per_channel=True).for_tensor("signed"), "received per_channel=True"),
         (lambda: Pact(4).for_tensor("weights"), "received Pact"),
-        (lambda: DoReFa(8).for_tensor("weights"), "bits of DoReFa weights: expected a whole number from 2 to 7, received 8"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused(make, telling):

@@ -140,6 +140,10 @@ def _check(model):
                     f"model: expected positive intervals, received {variable.numpy():.2g} in {layer.name!r}; the training diverged: "
                     "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
                 )
+        for _, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
+            high = quantizer.levels()[1]
+            if high > 127:
+                raise BadInput(f"model: expected kernels with codes up to 127, as int8 has, received {high} in {layer.name!r}; take fewer bits")
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")

@@ -69,6 +69,13 @@ def _float_tensors(model, calls):
             yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides", True)
 
 
+def _wide_codes(model, calls):
+    for call in calls:
+        for _, quantizer, _ in call.layer.kernels if isinstance(call.layer, QuantizedLayer) else []:
+            if quantizer.levels()[1] > 127:
+                yield Finding(call.layer.name, f"codes up to {quantizer.levels()[1]}, beyond int8's 127", "take 7 bits, or Interval(8)", True)
+
+
 def _grids(calls):
     """{id of a Value: True} for the tensors on a grid."""
     grids = {}
@@ -125,4 +132,4 @@ def _constant_kernels(model, calls):
             yield Finding(name, f"every weight has code {code}, and so has another kernel: the int4 container is refused", "train it, or take int8")
 
 
-RULES = (_ends, _float_kernels, _float_tensors, _called_twice, _no_integers, _padded_averages, _dead_channels, _constant_kernels)
+RULES = (_ends, _float_kernels, _float_tensors, _wide_codes, _called_twice, _no_integers, _padded_averages, _dead_channels, _constant_kernels)
