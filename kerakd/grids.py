@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import math
 
 import tensorflow as tf
 
@@ -79,21 +80,31 @@ def _inside_by_bits(x, ends):
 
 def _dot(a, b, step):
     """sum(a * b) in step's dtype and of its shape: () or [C]."""
-    known = a.shape.rank and a.shape[-1] is not None
-    if _stock.get() and a.dtype in HALF and known and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
-        return _sum_to(_channel_dots(a, b), step.shape)
+    columns = _columns(a.shape, step.shape) if _stock.get() and a.dtype in HALF else 0
+    if columns and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
+        return _sum_to(_column_dots(a, b, columns), step.shape)
     return _sum_to(tf.cast(a, step.dtype) * tf.cast(b, step.dtype), step.shape)
 
 
-def _channel_dots(a, b):
-    """sum(a * b) of each channel, float32 [C], of 16-bit tensors [..., C] without a copy of either in 32.
+def _columns(shape, wanted):
+    """As how many columns `_column_dots` may read a tensor: its channels where each has a sum of its own, else any; 0 if it is slow for it.
+
+    With a number that is no multiple of 16 oneDNN's kernel is ten times slower and more.
+    """
+    if shape.rank is None or None in shape[1 if wanted.rank == 0 else -1 :]:
+        return 0
+    found = shape[-1] if wanted.rank else math.gcd(shape[1:].num_elements(), 256)
+    return 0 if found % 16 else found
+
+
+def _column_dots(a, b, columns):
+    """sum(a * b) of each column, float32 [columns], of 16-bit tensors read as [-1, columns], without a copy of either in 32.
 
     It is what a BatchNorm's gamma gets as its gradient where the mean is 0 and the variance 1: a stock op that reads 16 bits and sums in 32.
     """
-    channels = a.shape[-1]
-    zeros, ones = tf.zeros([channels]), tf.ones([channels])
+    zeros, ones = tf.zeros([columns]), tf.ones([columns])
     statistics = {"scale": ones, "reserve_space_1": zeros, "reserve_space_2": ones, "reserve_space_3": zeros, "epsilon": 0.0}
-    a, b = (tf.reshape(x, [-1, 1, 1, channels]) for x in (a, b))
+    a, b = (tf.reshape(x, [-1, 1, 1, columns]) for x in (a, b))
     return tf.raw_ops.FusedBatchNormGradV3(y_backprop=a, x=b, is_training=False, **statistics)[1]
 
 

@@ -4,27 +4,28 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
-from kerakd.wrapper import QuantizedLayer, kernel_name
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 
 def recast(model, policy="float32", synchronized=False):
     """A copy of a functional model with the same weights; the variables are float32 whatever the layers compute in.
 
     From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences.
-    Depthwise convolutions do as well on a CPU alone: TensorFlow's own in 16 bits are slower there (BUILD.md). Grids are computed
-    in float32 in any case (`quantizers`).
+    On a CPU alone depthwise convolutions and some of their neighbours do as well, which are slower there in 16 bits (BUILD.md).
+    Grids are computed in float32 in any case (`quantizers`).
 
     Args:
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
         synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
     """
-    last, on_cpu = _last_layers(model), {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}
+    stay = _last_layers(model)
+    if {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}:
+        stay |= _slow_in_16_bits(model)
 
     def copy(layer):
         if isinstance(layer, keras.Model):
             return keras.models.clone_model(layer, clone_function=copy)
-        depthwise = isinstance(getattr(layer, "layer", layer), keras.layers.DepthwiseConv2D)
-        chosen = "float32" if layer.name in last or (depthwise and on_cpu) else policy
+        chosen = "float32" if layer.name in stay else policy
         return type(layer).from_config(_changed(layer.get_config(), type(layer).__name__, chosen, synchronized))
 
     made = copy(model)
@@ -59,3 +60,36 @@ def _last_layers(model):
             if not isinstance(call.layer, QuantizedLayer) and kernel_name(call.layer) is None:
                 values.extend(call.inputs)
     return found
+
+
+def _slow_in_16_bits(model):
+    """The names of the layers that a CPU computes faster in float32: depthwise convolutions, BatchNorms of a number of channels that is no
+    multiple of 16, and their neighbours without a kernel, as a cast between two layers reads and writes a large tensor.
+    """
+    calls = graph.calls(model)
+    found = {call.layer.name for call in calls if _is_slow(call.layer) and _is_cast_after(call)}
+    for call in calls:
+        made = [value.call is not None and value.call.layer.name in found for value in call.inputs]
+        if made and all(made) and (isinstance(call.layer, keras.layers.BatchNormalization) or _goes_along(call.layer)) and _is_cast_after(call):
+            found.add(call.layer.name)
+    for call in reversed(calls):
+        readers = [reader.layer.name for value in call.outputs for reader in value.readers]
+        if _goes_along(call.layer) and readers and found.issuperset(readers):
+            found.add(call.layer.name)
+    return found
+
+
+def _is_slow(layer):
+    if isinstance(layer, keras.layers.BatchNormalization):
+        return layer.built and layer.moving_mean.shape[0] % 16 != 0
+    return isinstance(getattr(layer, "layer", layer), keras.layers.DepthwiseConv2D)
+
+
+def _goes_along(layer):
+    """Whether it may stay float32 with a neighbour: a quantizer, or a layer without weights that casts what it reads."""
+    return layer._autocast and (isinstance(layer, QuantizedActivation) or not layer.weights)
+
+
+def _is_cast_after(call):
+    """Whether all that read its outputs take either precision; an operator on tensors takes one."""
+    return all(reader.layer._autocast for value in call.outputs for reader in value.readers)

@@ -498,13 +498,14 @@ def test_half_precision_keeps_its_dtype_and_is_computed_in_float32(quantizer, dt
 @pytest.mark.parametrize("grid", [(0, 15), (0, 255), (-8, 7), (-7, 7), (-128, 127)], ids=repr)
 @pytest.mark.parametrize("stock", [True, False])
 @pytest.mark.parametrize("end", [1.3, 2.0])
-def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock, end):
+@pytest.mark.parametrize("shape", [(16,), (24,), (2, 24)], ids=repr)  # read as 16 columns, as none that oneDNN is fast for, as 16 again
+def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock, end, shape):
     """Every 16-bit number of some octaves, so that those at both ends are among them, at 2.0 the end itself; sums of all in float32."""
     low, high = grid
     step, every = np.float32(end / high), np.arange(2**16, dtype=np.uint16).view(dtype.as_numpy_dtype)
     size = np.abs(np.float32(every))
     x = every[(size > 1e-30) & (size < 8)]  # -0.0, and what float32 arithmetic may take for it, is outside [0, 1.3] to bits
-    x = x[: x.size // 8 * 8].reshape(-1, 8)
+    x = np.resize(x, (-(-x.size // np.prod(shape)), *shape))
     dy = np.random.default_rng(20).normal(size=x.shape).astype(x.dtype)
 
     def gradients(x, dy):
@@ -521,6 +522,24 @@ def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock, en
     np.testing.assert_array_equal(dx, tf.cast(dx32, dtype))
     y, dx, dy, x = (np.float64(value) for value in (y, dx, dy, x))
     assert float(dstep) == pytest.approx((np.sum(dy * y) - np.sum(dx * x)) / step, rel=1e-4)
+
+
+@pytest.mark.parametrize("channels", [16, 24])
+def test_each_channel_of_a_half_tensor_has_a_gradient_of_its_own(channels):
+    x = np.float32(tf.cast(np.random.default_rng(22).normal(size=(4, 6, channels)), tf.bfloat16))
+    steps = tf.constant(np.linspace(0.05, 0.2, channels, dtype=np.float32))
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(steps)
+            y = grids.uniform(x, steps, -7, 7)
+        dy = tf.cast(tf.reshape(tf.range(float(tf.size(x))) % 3 - 1, x.shape), x.dtype)
+        return y, dy, tape.gradient(y, steps, output_gradients=dy)
+
+    y, dy, found = gradient(tf.cast(x, tf.bfloat16))
+    inside = np.abs(x) <= 7 * np.float32(steps)
+    expected = np.sum(np.float64(tf.cast(dy, tf.float32)) * (np.float64(tf.cast(y, tf.float32)) - np.where(inside, x, 0)), (0, 1)) / np.float32(steps)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
 def test_a_half_tensor_of_unknown_channels_has_the_same_gradients():
