@@ -66,8 +66,9 @@ SECTIONS = {
         "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
+        "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, from the distilled float student", "float_longer"),
         "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
-LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0}  # aims: at most so many points below float
+LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0, "best_w2a2_taught": 2.0}  # aims: at most so many points below float
