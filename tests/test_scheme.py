@@ -486,7 +486,7 @@ def test_a_kernel_that_stays_float_is_named_where_activations_do_too(capsys):
     x = L.SeparableConv2D(4, 3, name="separable")(L.Conv2D(4, 3, name="first")(inputs))
     x = L.LayerNormalization(name="norm")(L.GlobalAveragePooling2D()(x))
     quantize(keras.Model(inputs, L.Dense(2, name="last")(x)), Scheme(Ternary(), None))
-    assert capsys.readouterr().err == "kerakd: not on README's list of layers whose file is exact, and perhaps float in it: separable\n"
+    assert capsys.readouterr().err == "kerakd: may stay float in the file, which is exact only for the layers that README lists: separable\n"
 
 
 @pytest.mark.parametrize(
@@ -496,6 +496,10 @@ def test_a_kernel_that_stays_float_is_named_where_activations_do_too(capsys):
         ({"last": 1}, "last: expected a whole number from 2 to 8, received 1"),
         ({"overrides": {"stage(": Scheme(None, None)}}, r"overrides: expected a regular expression, received 'stage\('"),
         ({"overrides": [Scheme(None, None)]}, "overrides: expected {regular expression: Scheme}, received"),
+        (
+            {"overrides": {"conv": Scheme(None, None, overrides={"a": NOTHING})}},
+            r"overrides\['conv'\]: expected a Scheme without overrides of its own, received",
+        ),
     ],
 )
 def test_what_a_scheme_cannot_be_is_refused_by_its_name(arguments, message):
