@@ -12,6 +12,7 @@ from conftest import run_program
 
 import kerakd
 from export import footprint as program
+from export import footprint_figure
 from export.footprint import Footprint, Network, Options, footprint
 from kerakd import commandline, models
 from kerakd.errors import BadInput
@@ -191,7 +192,7 @@ def test_the_program_writes_picture_and_figures_and_overwrites_nothing(open_file
     assert flat["resnet8 activations A4 peak batch 1"] == one.peak and flat["resnet8 activations A4 sum batch 8"] == 8 * one.sum
     assert flat[f"{open_file.name} activations A32 sum batch 1"] == 4 * (16 * 16 * (3 + 8) + 8 + 2)
     (line,) = [line for line in printed.splitlines() if line.startswith("resnet8 ")]
-    assert line.split()[:4] == ["resnet8", "16x16x3", "W32A32", program.megabytes(flat["resnet8 weights W32"])]
+    assert line.split()[:4] == ["resnet8", "16x16x3", "W32A32", footprint_figure.megabytes(flat["resnet8 weights W32"])]
     before = out.stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", ["footprint", *arguments])
     with pytest.raises(SystemExit) as ended:  # what the program does at its end, without another ten seconds of imports
@@ -242,9 +243,9 @@ def test_bad_input_is_refused_and_nothing_is_written(folder, monkeypatch, argume
 
 @pytest.mark.parametrize(("count", "panels"), [(1, 1), (3, 3), (4, 6)])
 def test_each_network_has_a_panel_of_bars(residual, count, panels):
-    rows = {widths: residual.footprint(*widths) for widths in program.ROWS}
+    rows = {widths: residual.footprint(*widths) for widths in footprint_figure.ROWS}
     names = [f"net {n}" for n in range(count)]
-    figure = program.figure_of(dict.fromkeys(names, residual), dict.fromkeys(names, rows), "sum")
+    figure = footprint_figure.figure_of(dict.fromkeys(names, residual), dict.fromkeys(names, rows), "sum")
     assert len(figure.axes) == panels and sum(axes.axison for axes in figure.axes) == count
     weights, activations = figure.axes[0].containers
     one = rows[(32, 32)]
