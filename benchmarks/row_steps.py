@@ -37,7 +37,7 @@ def phases(row, workdir):
     """[(its share of the epochs, a function that takes AT_ONCE steps)] of a row."""
     flags, _ = config.parse(["row_steps", f"--flagfile={CIFAR10 / f'{row}.cfg'}"])
     rates = {name: rate for name, rate in STILL.items() if getattr(flags, name) is not None}
-    flags = dataclasses.replace(flags, teacher_cache="", batchnorm_batches=0, steps_per_execution=1, **rates)
+    flags = dataclasses.replace(flags, teacher_cache="", batchnorm_batches=0, steps_per_execution=1, calibration="max", **rates)
     workdir.mkdir()
     training = Training(flags, RunDirectory(workdir))
     stage, lessons = training.stages[-1], training.lessons

@@ -130,7 +130,7 @@ def _least_squares(rows, quantizer, shape):
     least = tf.fill(tf.shape(best), float("inf"))
     for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):
         interval = tf.maximum(largest * share, 1e-6)
-        error = tf.reduce_mean((quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}) - rows) ** 2, axis=0)
+        error = tf.reduce_mean(tf.math.squared_difference(quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}), rows), axis=0)
         best, least = tf.where(error < least, interval, best), tf.minimum(error, least)
     return best
 
