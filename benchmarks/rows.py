@@ -66,7 +66,7 @@ SECTIONS = {
         "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
-        "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, from the distilled float student", "float_longer"),
+        "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, the float student taught as well", "float_longer"),
         "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
     },
 }

@@ -42,7 +42,7 @@ with quiet.native_chatter_off():
     import tf_keras as keras
     from tensorflow.python.ops.resource_variable_ops import UninitializedVariable
 
-    from export.footprint_figure import FLOAT, READINGS, ROWS, figure_of, flat, table
+    from export.footprint_figure import READINGS, ROWS, figure_of, flat, table
     from kerakd import commandline, graph, models
     from kerakd.commandline import flag
     from kerakd.config import is_file
@@ -56,6 +56,7 @@ with quiet.native_chatter_off():
     from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
+FLOAT = 32
 VIEWS = (  # layers that write nothing at inference: their output is their input
     *(L.Flatten, L.Reshape, L.Identity, L.ActivityRegularization),
     *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.AlphaDropout, L.GaussianDropout, L.GaussianNoise),

@@ -5,8 +5,7 @@ import textwrap
 
 import numpy as np
 
-FLOAT = 32
-WIDTHS = (FLOAT, 8, 4, 3, 2)
+WIDTHS = (32, 8, 4, 3, 2)
 BATCHES = (1, 8)
 ROWS = ((32, 32), (8, 8), (4, 8), (2, 8), (4, 4), (3, 3), (2, 2))  # weights, activations
 DRAWN = tuple(widths for widths in ROWS if widths != (3, 3))

@@ -87,7 +87,7 @@ class Config:
     )
     mixed_precision: str = flag(
         "",
-        "what convolutions (on a CPU but depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved "
+        "what convolutions (on a CPU but strided depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved "
         "stay float32; empty: float32",
         HALVES,
     )

@@ -78,11 +78,15 @@ class Value:
 
 @dataclasses.dataclass(eq=False)
 class Call:
-    """One call of a layer; `inputs` and `outputs` are Values."""
+    """One call of a layer; `inputs` and `outputs` are Values.
+
+    casts: whether Keras casts all of `inputs` to the layer's own precision: only what is in the first argument, and for no operator on tensors.
+    """
 
     layer: keras.layers.Layer
     inputs: list
     outputs: list
+    casts: bool = True
 
     @property
     def sole_reader(self):
@@ -98,7 +102,7 @@ def calls(model):
 
     def record(layer, args, kwargs):
         inputs = [v for v in tf.nest.flatten((args, kwargs)) if isinstance(v, Value)]
-        call = Call(layer, inputs, [])
+        call = Call(layer, inputs, [], layer._autocast and len(inputs) == len(tf.nest.flatten(args[:1])))
         outputs = tf.nest.map_structure(lambda _: Value(call, []), layer.get_output_at(0) if layer._inbound_nodes else 0)
         call.outputs = tf.nest.flatten(outputs)
         for value in inputs:

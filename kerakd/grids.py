@@ -80,7 +80,7 @@ def _inside_by_bits(x, ends):
 
 def _dot(a, b, step):
     """sum(a * b) in step's dtype and of its shape: () or [C]."""
-    columns = _columns(a.shape, step.shape) if _stock.get() and a.dtype in HALF else 0
+    columns = _columns(a.shape, step.shape) if _stock.get() and a.dtype == tf.bfloat16 else 0
     if columns and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
         return _sum_to(_column_dots(a, b, columns), step.shape)
     return _sum_to(tf.cast(a, step.dtype) * tf.cast(b, step.dtype), step.shape)
@@ -89,16 +89,16 @@ def _dot(a, b, step):
 def _columns(shape, wanted):
     """As how many columns `_column_dots` may read a tensor: its channels where each has a sum of its own, else any; 0 if it is slow for it.
 
-    With a number that is no multiple of 16 oneDNN's kernel is ten times slower and more.
+    With a number that is no multiple of 16 oneDNN's kernel is ten times slower and more. A size that is not known only adds rows.
     """
-    if shape.rank is None or None in shape[1 if wanted.rank == 0 else -1 :]:
+    if not shape.rank or shape[-1] is None:
         return 0
-    found = shape[-1] if wanted.rank else math.gcd(shape[1:].num_elements(), 256)
+    found = shape[-1] if wanted.rank else math.gcd(math.prod(size or 1 for size in shape[1:]), 256)
     return 0 if found % 16 else found
 
 
 def _column_dots(a, b, columns):
-    """sum(a * b) of each column, float32 [columns], of 16-bit tensors read as [-1, columns], without a copy of either in 32.
+    """sum(a * b) of each column, float32 [columns], of bfloat16 tensors read as [-1, columns], without a copy of either in 32.
 
     It is what a BatchNorm's gamma gets as its gradient where the mean is 0 and the variance 1: a stock op that reads 16 bits and sums in 32.
     """

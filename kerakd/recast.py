@@ -1,17 +1,21 @@
 """The same network for other arithmetic: its layers' precision, and whose batch its BatchNorms normalize by."""
 
+import collections
+
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
+ACTIVATIONS = (QuantizedActivation, keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D)
+
 
 def recast(model, policy="float32", synchronized=False):
     """A copy of a functional model with the same weights; the variables are float32 whatever the layers compute in.
 
     From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences.
-    On a CPU alone depthwise convolutions and some of their neighbours do as well, which are slower there in 16 bits (BUILD.md).
+    On a CPU alone strided depthwise convolutions and a few others do as well, which are slower there in 16 bits (BUILD.md).
     Grids are computed in float32 in any case (`quantizers`).
 
     Args:
@@ -63,33 +67,28 @@ def _last_layers(model):
 
 
 def _slow_in_16_bits(model):
-    """The names of the layers that a CPU computes faster in float32: depthwise convolutions, BatchNorms of a number of channels that is no
-    multiple of 16, and their neighbours without a kernel, as a cast between two layers reads and writes a large tensor.
+    """The names of the layers that a CPU computes faster in float32.
+
+    Those are strided depthwise convolutions, BatchNorms of a number of channels that is no multiple of 16, and what is beside them: as a cast
+    between two layers reads and writes a large tensor, activations before them, and BatchNorms and activations behind them, stay float32 too.
+    A layer that is called twice does not, nor one whose output is read by what does not cast it.
     """
     calls = graph.calls(model)
-    found = {call.layer.name for call in calls if _is_slow(call.layer) and _is_cast_after(call)}
-    for call in calls:
-        made = [value.call is not None and value.call.layer.name in found for value in call.inputs]
-        if made and all(made) and (isinstance(call.layer, keras.layers.BatchNormalization) or _goes_along(call.layer)) and _is_cast_after(call):
-            found.add(call.layer.name)
-    for call in reversed(calls):
-        readers = [reader.layer.name for value in call.outputs for reader in value.readers]
-        if _goes_along(call.layer) and readers and found.issuperset(readers):
-            found.add(call.layer.name)
-    return found
+    times = collections.Counter(call.layer.name for call in calls)
+    free = [call for call in calls if times[call.layer.name] == 1 and call.casts and all(reader.casts for value in call.outputs for reader in value.readers)]
+    found = [call for call in free if _is_slow(call.layer)]
+    for call in free:
+        if isinstance(call.layer, (keras.layers.BatchNormalization, *ACTIVATIONS)) and call.inputs[0].call in found:
+            found.append(call)
+    for call in reversed(free):
+        readers = call.outputs[0].readers
+        if isinstance(call.layer, ACTIVATIONS) and readers and all(reader in found for reader in readers):
+            found.append(call)
+    return {call.layer.name for call in found}
 
 
 def _is_slow(layer):
     if isinstance(layer, keras.layers.BatchNormalization):
-        return layer.built and layer.moving_mean.shape[0] % 16 != 0
-    return isinstance(getattr(layer, "layer", layer), keras.layers.DepthwiseConv2D)
-
-
-def _goes_along(layer):
-    """Whether it may stay float32 with a neighbour: a quantizer, or a layer without weights that casts what it reads."""
-    return layer._autocast and (isinstance(layer, QuantizedActivation) or not layer.weights)
-
-
-def _is_cast_after(call):
-    """Whether all that read its outputs take either precision; an operator on tensors takes one."""
-    return all(reader.layer._autocast for value in call.outputs for reader in value.readers)
+        return layer.fused and layer.moving_mean.shape[0] % 16 != 0
+    inner = getattr(layer, "layer", layer)
+    return isinstance(inner, keras.layers.DepthwiseConv2D) and max(inner.strides) > 1

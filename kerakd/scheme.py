@@ -34,7 +34,7 @@ class Scheme:
             last layer's input and the logits have 8 bits, in float only where `activations` is None (the input also
             where `first` is).
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
-            and it comes before `first` and `last`, its own among them. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
+            and it comes before `first` and `last`; its own two are not read. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
         sums: bits of what additions read and is never negative, where `activations` has fewer; a weighted layer but the last
             that reads such a tensor as well takes it narrowed to `activations`. Tensors of a concatenation stay as they
             are. The papers leave the sums of residual networks in float: 8 is the nearest to that in integers. None: as
@@ -112,7 +112,7 @@ def quantize(model, scheme):
     todo = plan(simple, scheme)
     if todo.inexact:
         names = ", ".join(todo.inexact)
-        print(f"kerakd: may stay float in the file, which is exact only for the layers that README lists: {names}", file=sys.stderr)
+        print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {names}", file=sys.stderr)
     made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, strict=True))
     narrow = {}
 

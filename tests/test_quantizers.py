@@ -554,6 +554,11 @@ def test_a_half_tensor_of_unknown_channels_has_the_same_gradients():
 
     unknown = tf.function(gradient, input_signature=[tf.TensorSpec([None, None], tf.bfloat16)])
     assert float(unknown(tf.reshape(x, [-1, x.shape[-1]]))) == pytest.approx(float(gradient(x)), rel=1e-4)
+    images = tf.constant(np.random.default_rng(23).normal(size=(4, 5, 6, 32)), tf.bfloat16)
+    sizes = tf.function(gradient, input_signature=[tf.TensorSpec([None, None, None, 32], tf.bfloat16)])
+    with grids.plain_ops():
+        expected = gradient(images)
+    assert float(sizes(images)) == pytest.approx(float(expected), rel=1e-3)
 
 
 @every

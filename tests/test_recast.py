@@ -57,24 +57,82 @@ def test_small_kernels_are_standardized_in_float32():
 def around_depthwise():
     x = keras.Input((16, 16, 3))
     y = L.ReLU(name="before")(L.BatchNormalization(name="normalized")(L.Conv2D(32, 3, name="kernel")(x)))
-    y = L.BatchNormalization(name="after")(L.DepthwiseConv2D(3, name="depthwise")(y))
+    y = L.BatchNormalization(name="after")(L.DepthwiseConv2D(3, strides=2, name="strided")(y))
     y = L.Conv2D(24, 1, name="point")(L.ReLU(6.0, name="afterwards")(y))
     y = L.BatchNormalization(name="odd")(y)
-    z = L.BatchNormalization(name="operand")(L.DepthwiseConv2D(3, name="second")(y))
-    z = z * L.Conv2D(24, 3, name="other")(y)  # an operator on tensors, which takes two of one precision
+    y = L.DepthwiseConv2D(3, name="depthwise")(L.Conv2D(16, 1, name="even")(y))
+    z = L.BatchNormalization(name="operand")(L.DepthwiseConv2D(3, 2, "same", name="second")(y))
+    z = z * L.Conv2D(16, 3, 2, "same", name="other")(y)  # an operator on tensors, which takes two of one precision
     return keras.Model(x, L.Dense(5, name="logits")(L.GlobalAveragePooling2D(name="pool")(z)))
 
 
-def test_on_a_cpu_depthwise_convolutions_and_their_neighbours_stay_float32():
+def float32_layers(model):
+    return {layer.name for layer in model._flatten_layers(include_self=False) if layer.compute_dtype == "float32" and not isinstance(layer, L.InputLayer)}
+
+
+def test_on_a_cpu_strided_depthwise_convolutions_and_their_neighbours_stay_float32():
     model = around_depthwise()
     half = recast(model, "mixed_bfloat16")
-    wide = {layer.name for layer in half.layers[1:] if layer.compute_dtype == "float32"}
-    assert wide == {"before", "depthwise", "after", "afterwards", "odd", "second", "logits"}
+    assert float32_layers(half) == {"before", "strided", "after", "afterwards", "odd", "second", "logits"}
     np.testing.assert_allclose(half(X), model(X), atol=0.1)
 
 
-def test_quantizers_around_depthwise_convolutions_stay_float32_with_them():
+def test_quantizers_beside_strided_depthwise_convolutions_stay_float32_with_them():
     layers = list(recast(student(), "mixed_bfloat16")._flatten_layers())
-    depthwise = [layer for layer in layers if isinstance(layer, L.DepthwiseConv2D)]
-    assert {layer.compute_dtype for layer in depthwise} == {"float32"}
-    assert len({layer.name for layer in layers if isinstance(layer, QuantizedActivation) and layer.compute_dtype == "float32"}) >= 2 * len(depthwise)
+    depthwise = [layer.layer for layer in layers if isinstance(getattr(layer, "layer", None), L.DepthwiseConv2D)]
+    wide = [layer for layer in depthwise if layer.compute_dtype == "float32"]
+    assert wide == [layer for layer in depthwise if max(layer.strides) > 1] and len(wide) < len(depthwise)
+    assert sum(isinstance(layer, QuantizedActivation) and layer.compute_dtype == "float32" for layer in layers) >= 2 * len(wide)
+
+
+class Gate(L.Layer):
+    """Keras casts its first argument only."""
+
+    def call(self, x, gate):
+        return x * gate
+
+
+def a_shared_activation(x):
+    shared = L.ReLU()
+    y = shared(L.BatchNormalization()(L.DepthwiseConv2D(3, 2, name="strided")(shared(x))))
+    return shared(L.Conv2D(16, 1)(y)) + y
+
+
+def a_shared_norm(x):
+    shared = L.BatchNormalization()
+    y = shared(L.Conv2D(24, 1)(x))
+    return shared(L.Conv2D(24, 1)(y)) + y
+
+
+def a_shared_depthwise(x):
+    shared = L.DepthwiseConv2D(1, 2)
+    return shared(shared(x)) + L.Conv2D(16, 1, 4)(x)
+
+
+def a_nested_model_twice(x):
+    inner = keras.Sequential([L.DepthwiseConv2D(1, 2, input_shape=x.shape[1:]), L.BatchNormalization(), L.ReLU()])
+    other = keras.Sequential([L.Conv2D(16, 1, 2, input_shape=x.shape[1:])])
+    return inner(L.Conv2D(16, 1)(x)) + inner(x) * other(x)
+
+
+def one_name_in_two_models(x):
+    inner = keras.Sequential([L.DepthwiseConv2D(1, 2, name="one", input_shape=x.shape[1:])])
+    return inner(x) * keras.Sequential([L.Conv2D(16, 1, 2, name="one", input_shape=x.shape[1:])])(x)
+
+
+def a_gate_that_is_wide(x):
+    return Gate()(L.Conv2D(16, 1, 2)(x), L.Activation("sigmoid")(L.BatchNormalization()(L.DepthwiseConv2D(1, 2)(x))))
+
+
+def a_gate_before(x):
+    return L.DepthwiseConv2D(1, 2)(Gate()(x, L.Conv2D(16, 1, activation="sigmoid")(x)))
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "body", [a_shared_activation, a_shared_norm, a_shared_depthwise, a_nested_model_twice, one_name_in_two_models, a_gate_that_is_wide, a_gate_before]
+)
+def test_no_layer_meets_tensors_of_two_precisions(body, policy):
+    x = keras.Input((16, 16, 3))
+    model = keras.Model(x, L.Dense(5)(L.GlobalAveragePooling2D()(body(L.Conv2D(16, 3)(x)))))
+    np.testing.assert_allclose(recast(model, policy)(X), model(X), atol=0.1)

@@ -486,7 +486,7 @@ def test_a_kernel_that_stays_float_is_named_where_activations_do_too(capsys):
     x = L.SeparableConv2D(4, 3, name="separable")(L.Conv2D(4, 3, name="first")(inputs))
     x = L.LayerNormalization(name="norm")(L.GlobalAveragePooling2D()(x))
     quantize(keras.Model(inputs, L.Dense(2, name="last")(x)), Scheme(Ternary(), None))
-    assert capsys.readouterr().err == "kerakd: may stay float in the file, which is exact only for the layers that README lists: separable\n"
+    assert capsys.readouterr().err == "kerakd: may stay float in the file, as README does not list their kind as exact there: separable\n"
 
 
 @pytest.mark.parametrize(

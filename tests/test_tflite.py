@@ -606,7 +606,7 @@ def test_what_has_no_exact_file_is_refused_with_a_remedy(make, words):
 def test_layers_outside_the_exact_ones_are_named(capsys):
     net = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3), L.LeakyReLU(name="leaks"), L.Flatten(), L.Dense(2)])
     kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
-    assert "only for the layers that README lists: leaks" in capsys.readouterr().err
+    assert "as exact there: leaks" in capsys.readouterr().err
     kerakd.quantize(residual_net(), Scheme(Interval(4), Interval(4)))
     assert capsys.readouterr().err == ""
 
@@ -726,7 +726,7 @@ def means_of_codes(data):
 def test_a_normalization_stays_float_and_all_but_a_few_logits_are_the_snapped_students(name, scheme, capsys):
     student = made_student(FLOATING[name], SCHEMES[scheme])
     (line,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("kerakd:"))
-    assert line.endswith("README lists: float_one")
+    assert line.endswith("as exact there: float_one")
     data = to_tflite(student)
     counted = flatfile.census(data)
     assert {"RSQRT"} <= counted["operators"].keys() and counted["float_tensors"] and not means_of_codes(data)
