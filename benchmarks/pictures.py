@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 from benchmarks.rows import SECTIONS
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+SMALL = 6  # the size of names in print
 CURVES = ("float", "float_taught", "ternary", "ternary_b", "ternary_c", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "qkd_w2a2_ss", "qkd_w2a2_ss_tu")
 
 
@@ -16,22 +17,42 @@ def _mean(figure, runs):
 
 def scattered(found, measured, label, unit=1, scale="linear"):
     """Accuracy against a figure of runs in `unit`: a mark for each section, a point for each row in which it was measured, the mean of its seeds."""
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots()
-    for number, (mark, (title, rows)) in enumerate(zip(MARKS, SECTIONS.items(), strict=True)):
-        side = {"xytext": (5, 3), "ha": "left"} if number % 2 else {"xytext": (-5, 3), "ha": "right"}  # points of two sections may meet
+    named = []
+    for mark, (title, rows) in zip(MARKS, SECTIONS.items(), strict=True):
         there = [row for row in rows if found[row] and measured in found[row][0]]
         points = [(_mean(measured, found[row]) / unit, 100 * _mean("accuracy", found[row]), row) for row in there]
         if points:
-            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, label=title, alpha=0.8)
-        for x, y, row in points:
-            axes.annotate(row, (x, y), textcoords="offset points", fontsize=6, **side)
+            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, markersize=5, label=title, alpha=0.8)
+        named += points
     axes.set(xlabel=label, ylabel="test accuracy, %", xscale=scale)
-    axes.margins(x=0.15)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     if axes.lines:
-        axes.legend(fontsize=7)
+        figure.legend(fontsize=7, loc="outside lower center", ncols=2, frameon=False)
+    figure.draw_without_rendering()  # so that places are known
+    _name(axes, named)
     return figure
+
+
+def _name(axes, points):
+    """Writes each row's name beside its point [x, y, row], where nothing is yet; a line leads to a name that stands apart."""
+    at = axes.transData.transform([(x, y) for x, y, _ in points]) * 72 / axes.figure.dpi if points else []  # in points of print
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    for (x, y), (*place, row) in zip(at, points, strict=True):
+        width = 0.62 * SMALL * len(row)
+        boxes = [(left, up, (x + left, y + up - 4, x + left + width, y + up + 4)) for up in sorted(range(-120, 121, 4), key=abs) for left in (6, -6 - width)]
+        left, up, box = next(((*side, box) for *side, box in boxes if not any(_meet(box, other) for other in taken)), boxes[0])
+        taken.append(box)
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "gray", "shrinkA": 0, "shrinkB": 2} if abs(up) > 4 else None
+        text = {"fontsize": SMALL, "va": "center", "ha": "left" if left > 0 else "right"}
+        axes.annotate(row, place, (6 if left > 0 else -6, up), textcoords="offset points", arrowprops=line, **text)
+
+
+def _meet(a, b):
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 def learning(found):
