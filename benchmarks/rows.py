@@ -74,4 +74,11 @@ SECTIONS = {
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
-LIMITS = {"best_w4a4": 0.0, "best_ternary": 0.7, "best_w2a2": 2.0, "best_w2a2_sums": 2.0, "best_w2a2_taught": 2.0}  # aims: at most so many points below float
+LIMITS = {
+    "best_w4a4": 0.0,
+    "best_mobilenet_w4a4": 0.0,
+    "best_ternary": 0.7,
+    "best_w2a2": 2.0,
+    "best_w2a2_sums": 2.0,
+    "best_w2a2_taught": 2.0,
+}  # aims: at most so many points below float
