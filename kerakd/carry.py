@@ -30,26 +30,21 @@ class Carry:
     """
 
     def __init__(self, student):
-        calls = graph.calls(student)
-        times = {}
-        for call in calls:
-            times[call.layer.name] = times.get(call.layer.name, 0) + 1
         self.readers, self.norms = [], []  # [(quantizer's layer, a function that gives its step, readers)], [(likewise, BatchNorm)]
-        for call in calls:
-            if isinstance(call.layer, QuantizedActivation) and times[call.layer.name] == 1 and _learned(call.layer):
-                self._add(call, times)
+        for call in graph.calls(student):
+            if isinstance(call.layer, QuantizedActivation) and call.once and _learned(call.layer):
+                self._add(call)
 
-    def _add(self, call, times):
+    def _add(self, call):
         shape = call.layer.input_shape[1:]
         if None in shape:
             return
         step = functools.partial(_step, call.layer, tf.TensorShape(shape).num_elements())
         (x,), (y,) = call.inputs, call.outputs
-        layers = [reader.layer for reader in y.readers]
-        if not y.is_output and all(isinstance(layer, QuantizedLayer) and layer.kernels and times[layer.name] == 1 for layer in layers):
-            self.readers.append((call.layer, step, layers))
-        norm = x.call.layer if x.call is not None and x.call.sole_reader is call else None
-        if isinstance(norm, keras.layers.BatchNormalization) and norm.scale and norm.center and times[norm.name] == 1:
+        if not y.is_output and all(isinstance(reader.layer, QuantizedLayer) and reader.layer.kernels and reader.once for reader in y.readers):
+            self.readers.append((call.layer, step, [reader.layer for reader in y.readers]))
+        norm = x.call.layer if x.call is not None and x.call.once and x.call.sole_reader is call else None
+        if isinstance(norm, keras.layers.BatchNormalization) and norm.scale and norm.center:
             self.norms.append((call.layer, step, norm))
 
     @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Walk a functional Keras model call by call, with a substitute for each layer's call."""
 
+import collections
 import dataclasses
 
 import tensorflow as tf
@@ -81,12 +82,14 @@ class Call:
     """One call of a layer; `inputs` and `outputs` are Values.
 
     casts: whether Keras casts all of `inputs` to the layer's own precision: only what is in the first argument, and for no operator on tensors.
+    once: whether no other call is of a layer of this name.
     """
 
     layer: keras.layers.Layer
     inputs: list
     outputs: list
-    casts: bool = True
+    casts: bool
+    once: bool = True
 
     @property
     def sole_reader(self):
@@ -113,6 +116,9 @@ def calls(model):
     inputs = tf.nest.map_structure(lambda _: Value(None, []), model._nested_inputs)
     for out in tf.nest.flatten(walk(model, inputs, record)):
         out.is_output = True
+    times = collections.Counter(call.layer.name for call in found)
+    for call in found:
+        call.once = times[call.layer.name] == 1
     return found
 
 

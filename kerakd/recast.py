@@ -1,14 +1,12 @@
 """The same network for other arithmetic: its layers' precision, and whose batch its BatchNorms normalize by."""
 
-import collections
-
 import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
-ACTIVATIONS = (QuantizedActivation, keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D)
+LIGHT = (QuantizedActivation, keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D)  # reading and writing is what they cost
 
 
 def recast(model, policy="float32", synchronized=False):
@@ -70,19 +68,18 @@ def _slow_in_16_bits(model):
     """The names of the layers that a CPU computes faster in float32.
 
     Those are strided depthwise convolutions, BatchNorms of a number of channels that is no multiple of 16, and what is beside them: as a cast
-    between two layers reads and writes a large tensor, activations before them, and BatchNorms and activations behind them, stay float32 too.
+    between two layers reads and writes a large tensor, activations and padding before them, and BatchNorms and these behind them, do so too.
     A layer that is called twice does not, nor one whose output is read by what does not cast it.
     """
     calls = graph.calls(model)
-    times = collections.Counter(call.layer.name for call in calls)
-    free = [call for call in calls if times[call.layer.name] == 1 and call.casts and all(reader.casts for value in call.outputs for reader in value.readers)]
+    free = [call for call in calls if call.once and call.casts and all(reader.casts for value in call.outputs for reader in value.readers)]
     found = [call for call in free if _is_slow(call.layer)]
     for call in free:
-        if isinstance(call.layer, (keras.layers.BatchNormalization, *ACTIVATIONS)) and call.inputs[0].call in found:
+        if isinstance(call.layer, (keras.layers.BatchNormalization, *LIGHT)) and call.inputs[0].call in found:
             found.append(call)
     for call in reversed(free):
         readers = call.outputs[0].readers
-        if isinstance(call.layer, ACTIVATIONS) and readers and all(reader in found for reader in readers):
+        if isinstance(call.layer, LIGHT) and readers and all(reader in found for reader in readers):
             found.append(call)
     return {call.layer.name for call in found}
 

@@ -542,6 +542,24 @@ def test_each_channel_of_a_half_tensor_has_a_gradient_of_its_own(channels):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channels", "stock"),
+    [((None, 6, 6, 16), 0, True), ((None, 8, 8, 24), 0, True), ((None, None, None, 32), 0, True), ((None, 24), 0, False), ((None, None), 0, False)]
+    + [((None, 8, 8, 16), 16, True), ((None, 8, 8, 24), 24, False)],
+)
+def test_sums_of_bfloat16_are_taken_without_a_copy_where_onednn_is_fast(shape, channels, stock):
+    steps = tf.fill([channels] if channels else [], 0.1)
+
+    def gradient(x):
+        with tf.GradientTape() as tape:
+            tape.watch(steps)
+            y = grids.uniform(x, steps, 0, 15)
+        return tape.gradient(y, steps)
+
+    graph = tf.function(gradient, input_signature=[tf.TensorSpec(shape, tf.bfloat16)]).get_concrete_function().graph
+    assert ("FusedBatchNormGradV3" in {op.type for op in graph.get_operations()}) == stock
+
+
 def test_a_half_tensor_of_unknown_channels_has_the_same_gradients():
     """As those of a known number: the sums are then taken in float32 tensors."""
     x, step = tf.cast(noise(21), tf.bfloat16), tf.constant(0.1)

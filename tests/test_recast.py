@@ -57,23 +57,25 @@ def test_small_kernels_are_standardized_in_float32():
 def around_depthwise():
     x = keras.Input((16, 16, 3))
     y = L.ReLU(name="before")(L.BatchNormalization(name="normalized")(L.Conv2D(32, 3, name="kernel")(x)))
-    y = L.BatchNormalization(name="after")(L.DepthwiseConv2D(3, strides=2, name="strided")(y))
+    y = L.BatchNormalization(name="after")(L.DepthwiseConv2D(3, strides=2, name="strided")(L.ZeroPadding2D(name="padding")(y)))
     y = L.Conv2D(24, 1, name="point")(L.ReLU(6.0, name="afterwards")(y))
     y = L.BatchNormalization(name="odd")(y)
     y = L.DepthwiseConv2D(3, name="depthwise")(L.Conv2D(16, 1, name="even")(y))
     z = L.BatchNormalization(name="operand")(L.DepthwiseConv2D(3, 2, "same", name="second")(y))
     z = z * L.Conv2D(16, 3, 2, "same", name="other")(y)  # an operator on tensors, which takes two of one precision
-    return keras.Model(x, L.Dense(5, name="logits")(L.GlobalAveragePooling2D(name="pool")(z)))
+    z = L.BatchNormalization(name="of_vectors")(L.Dense(24, name="dense")(L.GlobalAveragePooling2D(name="pool")(z)))  # no op of oneDNN's
+    return keras.Model(x, L.Dense(5, name="logits")(L.ReLU(name="last")(z)))
 
 
 def float32_layers(model):
     return {layer.name for layer in model._flatten_layers(include_self=False) if layer.compute_dtype == "float32" and not isinstance(layer, L.InputLayer)}
 
 
-def test_on_a_cpu_strided_depthwise_convolutions_and_their_neighbours_stay_float32():
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_on_a_cpu_strided_depthwise_convolutions_and_their_neighbours_stay_float32(policy):
     model = around_depthwise()
-    half = recast(model, "mixed_bfloat16")
-    assert float32_layers(half) == {"before", "strided", "after", "afterwards", "odd", "second", "logits"}
+    half = recast(model, policy)
+    assert float32_layers(half) == {"before", "padding", "strided", "after", "afterwards", "odd", "second", "logits"}
     np.testing.assert_allclose(half(X), model(X), atol=0.1)
 
 
