@@ -72,7 +72,7 @@ def _slow_in_16_bits(model):
     A layer that is called twice does not, nor one whose output is read by what does not cast it.
     """
     calls = graph.calls(model)
-    free = [call for call in calls if call.once and call.casts and all(reader.casts for value in call.outputs for reader in value.readers)]
+    free = [call for call in calls if call.once and all(reader.casts for value in call.outputs for reader in value.readers)]
     found = [call for call in free if _is_slow(call.layer)]
     for call in free:
         if isinstance(call.layer, (keras.layers.BatchNormalization, *LIGHT)) and call.inputs[0].call in found:

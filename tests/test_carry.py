@@ -59,7 +59,21 @@ def branches(norm=None):
     return keras.Model(x, L.Dense(5)(L.Flatten()(L.ReLU()(L.Conv2D(4, 3, name="e")(z)))))
 
 
+def shared():
+    """A convolution and a BatchNorm that are called twice, two tensors of a concatenation, which share a quantizer."""
+    x = keras.Input((16, 16, 3))
+    conv, norm = L.Conv2D(4, 3, padding="same", name="twice"), L.BatchNormalization(name="twice_norm")
+    y = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="first")(x)))
+    y = L.ReLU()(L.BatchNormalization()(conv(y)))
+    y = L.ReLU()(norm(conv(y)))
+    y = L.ReLU()(norm(L.Conv2D(4, 3, padding="same", name="between")(y)))
+    normed, plain = L.BatchNormalization()(L.Conv2D(4, 3, name="left")(y)), L.Conv2D(4, 3, name="right")(y)
+    y = L.Conv2D(4, 3, name="joined")(L.Concatenate()([L.ReLU()(normed), L.ReLU()(plain)]))
+    return keras.Model(x, L.Dense(5)(L.Flatten()(L.ReLU()(y))))
+
+
 NETS = {
+    "shared": shared,
     "resnet": lambda: models.build("resnet8", (16, 16, 3), 5, 0.5),
     "mobilenet_v2": lambda: models.build("mobilenet_v2", (16, 16, 3), 5, 0.25, shallow=True),
     "bit": lambda: models.build("bit_r50x1", (16, 16, 3), 5, 0.125, shallow=True),

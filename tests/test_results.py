@@ -133,6 +133,16 @@ def test_pictures_hold_every_row_that_was_run():
     assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([81] * 3), pytest.approx([79] * 3)]
 
 
+def test_names_in_a_picture_do_not_lie_over_each_other():
+    found = some(**{row: [0.8 + 0.0003 * number] for number, row in enumerate(rows.ROWS)})
+    figure = pictures.scattered(found, "zipped", "kilobytes", unit=1e3)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes = [(box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1) for box in boxes]  # a letter's margin may touch
+    assert len(boxes) == len(rows.ROWS)
+    assert not [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]]
+
+
 # ---- The order of jobs ---------------------------------------------------------------------------------------------------------------------------
 
 
