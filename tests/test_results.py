@@ -6,6 +6,7 @@ import threading
 
 import pytest
 from conftest import ROOT
+from matplotlib.text import Text
 
 from benchmarks import accuracy, pictures, rows, tables
 from kerakd.config import parse
@@ -134,10 +135,10 @@ def test_pictures_hold_every_row_that_was_run():
 
 
 def test_names_in_a_picture_do_not_lie_over_each_other():
-    found = some(**{row: [0.8 + 0.0003 * number] for number, row in enumerate(rows.ROWS)})
+    found = some(**{row: [0.8 + 0.0003 * number] for number, row in enumerate(rows.ROWS)} | {"teacher": [0.77]})  # so that the others are close
     figure = pictures.scattered(found, "zipped", "kilobytes", unit=1e3)
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in figure.axes[0].texts]
+    boxes = [Text.get_window_extent(text) for text in figure.axes[0].texts]  # an annotation's own extent has its line in it
     boxes = [(box.x0 + 1, box.y0 + 1, box.x1 - 1, box.y1 - 1) for box in boxes]  # a letter's margin may touch
     assert len(boxes) == len(rows.ROWS)
     assert not [(a, b) for n, a in enumerate(boxes) for b in boxes[:n] if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]]
