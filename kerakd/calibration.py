@@ -1,5 +1,7 @@
 """Calibration: every interval of a student set from its weights and from a few hundred images."""
 
+import contextlib
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
@@ -29,15 +31,18 @@ def calibrate(model, images, rule="max"):
     fit_weight_intervals(model, rule)
     seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
 
+    def fit(quantizer, x, variables):
+        _fit(quantizer, x, variables, rule)
+        for variable in (variables or {}).values():
+            variable.assign(tf.maximum(variable, seen.get(variable.ref(), variable)))
+            seen[variable.ref()] = tf.identity(variable)
+
     def run(layer, args, kwargs):
         if isinstance(layer, QuantizedActivation):
-            _fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables, rule)
-            for variable in layer.quantizer_variables.values():
-                variable.assign(tf.maximum(variable, seen.get(layer.name, variable)))
-                seen[layer.name] = tf.identity(variable)
-        elif isinstance(layer, QuantizeWrapper) and layer._output_quantizers:
-            quantizer, variables = layer._output_quantizers[0], layer._output_quantizer_vars
-            _fit(quantizer, _before_output_quantizer(layer, args, kwargs), variables, rule)
+            fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables)
+        elif isinstance(layer, QuantizeWrapper):
+            with _told(layer, fit):
+                return layer(*args, **kwargs)
         elif isinstance(layer, keras.layers.BatchNormalization) and _untouched(layer) and kwargs.get("training") is not False:
             return _with_batch_statistics(layer, args)
         elif isinstance(layer, QuantizeLayer):  # tfmot's own, at the input; its range is learned only while training
@@ -85,12 +90,27 @@ def _seen(layer, x):
     return tf.nn.relu(x) if layer.bound is None else tf.clip_by_value(x, 0.0, layer.bound)
 
 
-def _before_output_quantizer(wrapper, args, kwargs):
-    quantizers, wrapper._output_quantizers = wrapper._output_quantizers, []
+@contextlib.contextmanager
+def _told(wrapper, fit):
+    """Has tfmot's wrapper call `fit(quantizer, x, variables)` before it quantizes an activation inside its layer or the layer's output."""
+
+    def telling(quantizer):
+        def quantized(x, training, weights):
+            fit(quantizer, x, weights)
+            return quantizer(x, training, weights)
+
+        return quantized
+
+    activations = [(activation, activation.quantizer) for activation in wrapper._quantize_activations]
+    outputs, wrapper._output_quantizers = wrapper._output_quantizers, [telling(quantizer) for quantizer in wrapper._output_quantizers]
+    for activation, quantizer in activations:
+        activation.quantizer = telling(quantizer)
     try:
-        return wrapper(*args, **kwargs)
+        yield
     finally:
-        wrapper._output_quantizers = quantizers
+        wrapper._output_quantizers = outputs
+        for activation, quantizer in activations:
+            activation.quantizer = quantizer
 
 
 def fit_weight_intervals(model, rule):

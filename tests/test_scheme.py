@@ -401,6 +401,43 @@ def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_interv
     assert all(float(tf.reduce_sum(v)) != old for v, old in zip(tracked, before))
 
 
+class OfActivations(tfmot.QuantizeConfig):
+    """A user's own: the activation inside the layer is quantized, in the layer's `activation`."""
+
+    def get_weights_and_quantizers(self, layer):
+        return [(layer.kernel, Interval(4))]
+
+    def set_quantize_weights(self, layer, quantize_weights):
+        layer.kernel = quantize_weights[0]
+
+    def get_activations_and_quantizers(self, layer):
+        return [(layer.activation, Interval(4))]
+
+    def set_quantize_activations(self, layer, quantize_activations):
+        layer.activation = quantize_activations[0]
+
+    def get_output_quantizers(self, layer):
+        return []
+
+    def get_config(self):
+        return {}
+
+
+def test_calibration_sets_the_intervals_inside_layers_with_a_config_of_the_users_own():
+    shared = tfmot.quantize_annotate_layer(L.Dense(4, activation="relu", name="by_hand"), OfActivations())
+    x, y = keras.Input((4,), name="x"), keras.Input((4,), name="y")
+    with kerakd.quantize_scope(), tfmot.quantize_scope(), keras.utils.custom_object_scope({"OfActivations": OfActivations}):
+        student = tfmot.quantize_apply(keras.Model([x, y], [shared(x), shared(y)]))
+    wide, narrow = (scale * RNG.normal(size=(16, 4)).astype(np.float32) for scale in (3, 1))
+    calibrate(student, [wide, narrow])
+    seen, wrapper = student.layers[2](wide), student.get_layer("quant_by_hand")
+    (activation,) = wrapper._quantize_activations
+    kernel, quantizer, variables = wrapper._weight_vars[0]
+    expected = tf.nn.relu(seen @ quantizer(kernel, False, variables)).numpy().max()  # the wider of two calls counts
+    assert not calibration.uncalibrated(student) and float(activation._post_activation_vars["interval"]) == pytest.approx(expected)
+    assert activation.quantizer == Interval(4)
+
+
 # ---- Refusals ------------------------------------------------------------------------------------------------------------------------------------
 
 
