@@ -61,6 +61,7 @@ class Options:
     threads: str = flag("", "time with this many threads beside 1; empty: the cores that this process may use; with --adb 4")
     runs: int = flag(200, "images timed of each file with each number of threads")
     json: str = flag("", "write one flat object to this file, a name for each figure")
+    overwrite: bool = flag(False, "let --json replace a file")
     adb: bool = flag(False, "time on an Android phone, with TFLite's benchmark_model")
     benchmark_binary: str = flag("", "with --adb: benchmark_model, built for the phone")
     serial: str = flag("", "with --adb: which phone, as `adb devices` lists it; empty: the only one")
@@ -81,8 +82,8 @@ class Options:
             raise BadInput(f"--benchmark_binary: expected TFLite's benchmark_model built for the phone, received {received}; --adb pushes and runs it")
         if self.json and self.dry_run:
             raise BadInput("--json: expected none beside --dry_run, received one; nothing is measured")
-        if self.json and (pathlib.Path(self.json).is_dir() or not pathlib.Path(self.json).parent.is_dir()):
-            raise BadInput(f"--json: expected a file in a folder that exists, received {self.json}; make the folder, or name another file")
+        if self.json:
+            commandline.check_new("json", self.json, (".json",), self.overwrite)
         self.thread_counts()
 
     def thread_counts(self):

@@ -26,7 +26,7 @@ _HOME = {
     "verify": "tflite",
     "Proof": "tflite",
 }
-_MODULES = ("data", "losses", "models")
+_MODULES = ("batchnorm", "cache", "data", "losses", "models", "optimizers")
 
 __all__ = [*_HOME, *_MODULES]
 __version__ = "0.1.0"

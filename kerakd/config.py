@@ -1,6 +1,7 @@
 """One flag, one place: the configuration of a run and its files."""
 
 import dataclasses
+import re
 import typing
 
 from kerakd import augment, augmenters, calibration, commandline, distiller, losses, models, optimizers, quantizers, scheme
@@ -46,6 +47,7 @@ class Config:
     float_epochs: int = flag(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
     weights: str = flag("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
     activations: str = flag("interval:8", "quantizer of activations, likewise")
+    signed: str = flag("interval:8", "quantizer of activations that can be negative, of what the last layer reads and of the logits: an interval of 8 bits")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
     sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels but the last read it narrowed; 0: as activations")
@@ -65,7 +67,7 @@ class Config:
     hint_loss: str = flag("hint", "how", losses.FEATURES)
     hint_weight: float = flag(1.0, "weight of the hints' losses together")
     soft_loss: str = flag("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
-    hard_weight: typing.Optional[float] = flag(None, "weight of the loss on labels; not given: the mode's own")
+    hard_weight: typing.Optional[float] = flag(None, "weight of the loss on labels in phases with a teacher; not given: the mode's own")
     soft_weight: typing.Optional[float] = flag(None, "weight of the soft loss; not given: the mode's own")
     batch_size: int = flag(128, "images a step")
     optimizer: str = flag("adam", "optimizer of every network", optimizers.BY_NAME)
@@ -135,6 +137,7 @@ class Config:
         self._check_augment()
         self._check_labels()
         self._check_frozen()
+        self._check_read()
         self.hints()
         self.scheme()
 
@@ -216,8 +219,6 @@ class Config:
                     f"--{name}: expected phases that learn from a frozen teacher alone, --hard_weight=0 and no --compare, received "
                     f"{', '.join(self.phase)}, --hard_weight={self.hard_weight}; its images have no labels of their own"
                 )
-        if self.hard_weight == 0 and any(not MODES[mode].teacher for mode, _ in self.phases()):
-            raise BadInput("--hard_weight: expected more than 0 for a phase without a teacher, received 0; it would learn nothing")
 
     def _check_frozen(self):
         """What is known of a frozen teacher beforehand, and what is not."""
@@ -234,9 +235,30 @@ class Config:
         if augment.view(self.view).fixed and self.hint:
             raise BadInput(f"--hint: expected a view of which the teacher is asked, received {self.view!r}; take same/ic, or another that is not fixed")
 
+    def _check_read(self):
+        """Raises BadInput for a flag that nothing would read."""
+        needs = {
+            **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", self.taught())),
+            "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in self.teachers())),
+            "ensemble": ("several teachers", len(self.teacher) > 1),
+            **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(self.hint))),
+            **({"view": ("a phase with a teacher", self.taught())} if augment.view(self.view).teacher else {}),
+        }
+        defaults = {field.name: field.default for field in dataclasses.fields(self)}
+        for name, (needed, there) in needs.items():
+            if not there and getattr(self, name) != defaults[name]:
+                raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(self, name)!r} without one; leave it away")
+
     def teachers(self):
         """[Teacher], their sizes shrunk."""
         return [dataclasses.replace(one, size=one.size // self.shrink) for one in map(Teacher.parse, self.teacher)]
+
+    def files(self):
+        """{flag: path} of the files and folders that a run reads."""
+        folders = {name: getattr(self, name).partition("folder:")[2] for name in ("dataset", "transfer_dataset")}
+        networks = {"student": self.student} | {f"teacher={one.network}": one.network for one in self.teachers()}
+        found = {name: path for name, path in networks.items() if is_file(path)} | folders | {"data_dir": self.data_dir, "teacher_cache": self.teacher_cache}
+        return {name: path for name, path in found.items() if path}
 
     def size(self):
         """Height and width that the student sees, shrunk; 0: as stored."""
@@ -279,13 +301,13 @@ class Config:
         """The Scheme."""
         overrides = {}
         for text in self.override:
-            pattern, equals, rule = text.rpartition("=") if "/" in text.rpartition("=")[2] else text.partition("=")
-            if not equals or rule.count("/") != 1:
+            found = _OVERRIDE.fullmatch(text)
+            if not found:
                 raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
-            weights, activations = map(quantizers.parse, rule.split("/"))
-            overrides[pattern] = scheme.Scheme(weights, activations, sums=activations and self.sums or None)
-        weights, activations = quantizers.parse(self.weights), quantizers.parse(self.activations)
-        return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None)
+            pattern, weights, activations = found[1], *map(quantizers.parse, found.groups()[1:])
+            overrides[pattern] = scheme.Scheme(weights, activations, sums=activations and self.sums or None, signed=quantizers.parse(self.signed))
+        weights, activations, signed = map(quantizers.parse, (self.weights, self.activations, self.signed))
+        return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None, signed)
 
     def exports(self):
         """Whether the student can become an integer file: every quantizer is there."""
@@ -306,6 +328,8 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
+# what a pattern may have in it too, "=" and "/", is told from a rule by the quantizers' names
+_OVERRIDE = re.compile("(.+?)={0}/{0}".format(rf"((?:float|{'|'.join(quantizers.BY_NAME)})\b[^/]*)"))
 _EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher:30"}
 
 

@@ -1,6 +1,7 @@
 """Who learns from whom: a Keras Model that trains a student under a teacher."""
 
 import contextlib
+import math
 import re
 
 import tensorflow as tf
@@ -22,7 +23,7 @@ class Distiller(keras.Model):
     """Trains `student` on labels and on what `teacher` says.
 
     Student:  hard_weight * loss(y, z_S) + soft_weight * soft_loss(z_S, z_T) + hint_weight * hint_loss(f_S, f_T) + the student's own regularizers.
-    Teacher, where it learns: loss(y, z_T), and where it listens + soft_loss(z_T, z_S).
+    Teacher, where it learns: loss(y, z_T), and where it listens + soft_weight * soft_loss(z_T, z_S).
     (Apprentice, equation 1 with alpha 1, beta hard_weight, gamma soft_weight; QKD, section 3.2.) Both networks answer
     before either is updated, and neither loss reaches into the other network.
 
@@ -35,7 +36,7 @@ class Distiller(keras.Model):
 
     A batch is (images, labels), or one whose images are a dict, as `kerakd.data.training` makes it: {"student": the student's
     view, "teachers": a view for each teacher, where they see others, "logits": [n, teachers, C], where they have spoken already,
-    "place": of the batch among the views, for a cache}. Without labels, (images,), there is no hard loss.
+    "place": of the batch among the views, for a cache}. Without labels, (images,), there is no hard loss, so a frozen teacher is needed.
 
     Args:
         student: a tf_keras functional model, images -> logits [n, C]; quantized or float.
@@ -77,8 +78,11 @@ class Distiller(keras.Model):
         for one in teachers:
             check_teacher(one, student)
         check_logits(student, "student")
-        if temperature <= 0:
+        if not 0 < temperature < math.inf:
             raise BadInput(f"temperature: expected more than 0, received {temperature}")
+        for name, weight in (("soft_weight", soft_weight), ("hard_weight", hard_weight), ("hint_weight", hint_weight)):
+            if weight is not None and not 0 <= weight < math.inf:
+                raise BadInput(f"{name}: expected a number of 0 or more, received {weight}")
         if not callable(soft_loss) and soft_loss not in losses.BY_NAME:
             raise BadInput(f"soft_loss: expected a function or one of {', '.join(losses.BY_NAME)}, received {soft_loss!r}")
         if ensemble not in ENSEMBLES:
@@ -276,6 +280,8 @@ class Distiller(keras.Model):
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         x = x if isinstance(x, dict) else {"student": x}
+        if y is None and not self.mode.frozen_teacher:
+            raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
         replicas = _replicas()
         heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
@@ -387,7 +393,7 @@ class Distiller(keras.Model):
     @staticmethod
     def _mean(per_example, sample_weight):
         if sample_weight is not None:
-            per_example *= tf.cast(sample_weight, per_example.dtype)
+            per_example *= tf.reshape(tf.cast(sample_weight, per_example.dtype), [-1])  # Keras takes [n, 1] as well
         return tf.reduce_mean(per_example)
 
     @property
@@ -415,7 +421,8 @@ _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, 
 
 def interval_kind(variable):
     """ "activation_interval", "kernel_interval", or None for what is no learned interval."""
-    return next((kind for kind in ("activation_interval", "kernel_interval") if kind in variable.name), None)
+    name = variable.name.rpartition("/")[2]
+    return None if "_interval" not in name else "kernel_interval" if "kernel_interval" in name else "activation_interval"
 
 
 def _node(message):

@@ -4,7 +4,7 @@
 class BadInput(ValueError):
     """Raised for input that kerakd refuses; the message says expected, received and remedy.
 
-    The programs print it as one line and exit with status 2; nothing was written or changed.
+    The programs print it as one line and exit with status 2. Before a run begins nothing was written or changed; later the message says what is kept.
     """
 
 

@@ -41,7 +41,7 @@ def soft_cross_entropy(student, teacher, temperature=1.0):
 
 
 def logit_mse(student, teacher, temperature=1.0):
-    """mean((z_s - z_t)^2) over classes; the limit of `kl` for a high T (Hinton et al. 2015, section 2.1). T does not enter."""
+    """mean((z_s - z_t)^2) over classes; twice the limit of `kl` for a high T where both have one mean (Hinton et al. 2015, section 2.1). T does not enter."""
     del temperature  # one signature for all soft losses
     return tf.reduce_mean((tf.cast(student, tf.float32) - tf.stop_gradient(tf.cast(teacher, tf.float32))) ** 2, axis=-1)
 

@@ -219,5 +219,5 @@ def _output_quantizer(call, weighted, scheme, kind):
         return Sigmoid()
     at_the_end = call is weighted[-1] or _feeds_only(call, weighted[-1])
     if kind == "signed" or (rule is scheme and at_the_end):
-        return Interval(8).for_tensor(kind)
+        return rule.signed.for_tensor(kind)
     return rule.activations.for_tensor(kind)

@@ -255,7 +255,15 @@ _OPERATORS = {
     **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
     **dict.fromkeys(("reduce_mean",), _mean),
 }
+
+
+def _pooling(copier, layer, args, kwargs):
+    """A layer for each call: each is a convolution of its own in a file."""
+    return graph.clone_layer(layer, name=copier.name(layer.name))(*args, **kwargs)
+
+
 _RULES = {
+    L.AveragePooling2D: _pooling,
     L.Conv1D: _convolution_1d,
     L.BatchNormalization: _batch_norm,
     (StandardizedConv2D, L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense): _split_activation,

@@ -1,11 +1,14 @@
 """The run directory: its flags, its metrics, its checkpoints, its models; everything written aside and renamed."""
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
+import weakref
 import zipfile
 
 import numpy as np
@@ -26,6 +29,9 @@ def write_aside(path, write):
     os.replace(aside, path)
 
 
+LOCK = ".lock"  # held by the process that trains in a run directory
+
+
 class RunDirectory:
     """A run directory.
 
@@ -34,6 +40,7 @@ class RunDirectory:
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates
     models/         teacher, float, and each student, as .keras
+    fixed_logits.npy  what the teacher said of the training images, where the view is fixed
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves
     checkpoints/    of the stage under way
@@ -46,11 +53,13 @@ class RunDirectory:
         self.path = pathlib.Path(path)
         self._aside = None if own else tempfile.TemporaryDirectory(prefix="kerakd_")  # until this object goes
         self.written = self.path if own else pathlib.Path(self._aside.name)
+        self._let_go = lambda: None  # what `claim` took
 
     def close(self):
-        """Deletes the folder of a worker that is not the chief."""
+        """Lets go of the run; deletes the folder of a worker that is not the chief."""
         if self._aside is not None:
             self._aside.cleanup()
+        self._let_go()
 
     @property
     def complete(self):
@@ -69,7 +78,7 @@ class RunDirectory:
             raise BadInput(
                 f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew"
             )
-        if self.path.is_dir() and any(self.path.iterdir()) and not flags.exists():
+        if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()) and not flags.exists():
             raise BadInput(
                 f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another"
             )
@@ -81,18 +90,40 @@ class RunDirectory:
                 f"--resume: expected the flags of {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
             )
 
+    def check_apart(self, files):
+        """Raises BadInput if one of {flag: path}, which a run is to read, lies where --overwrite deletes."""
+        for name, path in files.items():
+            if pathlib.Path(path).expanduser().resolve().is_relative_to(self.path.resolve()):
+                raise BadInput(f"--{name}: expected what lies outside the run that --overwrite deletes, received {path}; take another --workdir")
+
     def claim(self, text, resume, overwrite):
-        """Makes the directory ready to train in, with `text` as its flags. Raises: BadInput as `check`, or if it can't be written."""
+        """Makes the directory ready to train in, with `text` as its flags, for this process alone.
+
+        Raises: BadInput as `check`, if another process trains in it, or if it can't be written.
+        """
         if self._aside is None:
             self.check(text, resume, overwrite)
         try:
-            if overwrite and self.written.exists():
-                shutil.rmtree(self.written)
             self.written.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            for old in self.written.iterdir() if overwrite else ():
+                if old.is_dir() and not old.is_symlink():
+                    shutil.rmtree(old)
+                elif old.name != LOCK:
+                    old.unlink()
             write_aside(self.written / "flags.cfg", lambda aside: aside.write_text(text))
             (self.written / "models").mkdir(exist_ok=True)
         except OSError as error:
             raise BadInput(f"--workdir: expected a directory that can be written, received {self.path} ({error.strerror})") from error
+
+    def _hold(self):
+        self._let_go()  # if it is this object that holds it
+        lock = os.open(self.written / LOCK, os.O_CREAT | os.O_RDWR, 0o666)
+        self._let_go = weakref.finalize(self, os.close, lock)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
+        except BlockingIOError:
+            raise BadInput(f"--workdir: expected a run that no other process trains, received {self.path}; wait for that one, or stop it first") from None
 
     def metrics(self):
         """[{"stage", "epoch", ...}] in the order of training."""
@@ -214,7 +245,7 @@ class RunDirectory:
                 shutil.rmtree(fresh)
                 return place, metrics
             except (tf.errors.OpError, AssertionError, ValueError, OSError, EOFError, IndexError, zipfile.BadZipFile) as error:
-                print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})")
+                print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})", file=sys.stderr)
                 tf.train.Checkpoint(**objects).read(str(fresh / "state"))
         shutil.rmtree(fresh, ignore_errors=True)
         return (0, 0), {}

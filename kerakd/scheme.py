@@ -15,7 +15,7 @@ from kerakd.checks import check_logits
 from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D
 from kerakd.plan import free_name, plan
-from kerakd.quantizers import Quantizer, check_bits
+from kerakd.quantizers import Interval, Quantizer, check_bits
 from kerakd.rewrite import simplify
 from kerakd.wrapper import Config, Narrowing, QuantizedActivation, QuantizedLayer
 
@@ -28,8 +28,9 @@ class Scheme:
 
     Args:
         weights: quantizer of every kernel but the first and last; None leaves them float.
-        activations: quantizer of every activation that is never negative; None leaves all activations float. Tensors
-            that can be negative (linear outputs, the operands of an addition) take the same kind of interval at 8 bits.
+        activations: quantizer of every activation that is never negative; None leaves all activations float.
+        signed: an Interval of 8 bits for tensors that can be negative (linear outputs, the operands of an addition), what the last layer
+            reads and the logits, whatever `activations` is: give Interval(8, gradient_scale=True) to have theirs scaled as well.
         first, last: bits of the first and the last weighted layer's kernel; None leaves it float. The model's input, the
             last layer's input and the logits have 8 bits, in float only where `activations` is None (the input also
             where `first` is).
@@ -48,6 +49,7 @@ class Scheme:
     last: int | None = 8
     overrides: dict = dataclasses.field(default_factory=dict)
     sums: int | None = None
+    signed: Quantizer = Interval(8)
 
     def __post_init__(self):
         for name in ("weights", "activations"):
@@ -59,6 +61,8 @@ class Scheme:
                 check_bits(getattr(self, name), who=name)
         if self.sums is not None and not hasattr(self.activations, "bits"):
             raise BadInput(f"sums: expected a quantizer of activations with bits beside it, received {self.activations!r}; leave sums out")
+        if not isinstance(self.signed, Interval) or self.signed.bits != 8 or self.signed.per_channel:
+            raise BadInput(f"signed: expected an Interval of 8 bits for the tensor, received {self.signed!r}; take Interval(8) or with gradient_scale=True")
         if not isinstance(self.overrides, dict):
             raise BadInput(f"overrides: expected {{regular expression: Scheme}}, received {self.overrides!r}")
         for pattern, rule in self.overrides.items():

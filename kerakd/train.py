@@ -63,6 +63,7 @@ def main():
     try:
         if chief:
             directory.check(config.text(), where["resume"], where["overwrite"])
+            directory.check_apart(config.files() if where["overwrite"] else {})
         training = Training(config, directory, keeping)
         directory.claim(config.text(), where["resume"], where["overwrite"])
         claimed = keeping.devices.largest(1)

@@ -1,6 +1,7 @@
 """The training of a run, stage after stage: its optimizers, checkpoints, and what is said of a step that diverged."""
 
 import functools
+import sys
 
 import tf_keras as keras
 
@@ -123,7 +124,7 @@ class Training:
         for mode, epochs in stage.phases:
             first, ended = max(done, ended), ended + epochs
             if first < ended:
-                distiller.enter(mode)
+                distiller.enter(mode, **self.weights(mode))
                 if first == done and batch:
                     self.fit(distiller, stage, objects, first, first + 1, batch, metrics)
                     first += 1
@@ -134,8 +135,7 @@ class Training:
         if stage.teacher_learns:
             self.directory.save_model(f"{stage.name}_teacher", self.trained(distiller.teachers[0]))
         # last, as its presence says to a resumed run that the stage is done
-        student = self.trained(student)
-        self.directory.save_model(stage.name, settle(student) if stage.quantized and c.exports() else student)
+        self.directory.save_model(stage.name, self.settled(stage, self.trained(student)))
         self.devices.largest(0)  # the chief has written what the others read next
         self.directory.drop_checkpoints(stage.name)
 
@@ -149,12 +149,31 @@ class Training:
         """A network as the run keeps it."""
         return recast(model) if self.config.mixed_precision or self.devices.distributed else model
 
+    def settled(self, stage, student):
+        """The student as its file will compute it; what training made unfit for one is kept as it is, and said."""
+        if stage.quantized and self.config.exports():
+            try:
+                return settle(student)
+            except BadInput as error:
+                print(f"kerakd: {stage.title}: kept as trained, though export.tflite will refuse it: {error}", file=sys.stderr)
+        return student
+
+    def weights(self, mode):
+        """Those of the losses in a phase, as `Distiller.enter` takes them: the flags' are of phases with a teacher."""
+        c = self.config
+        return {"hard_weight": c.hard_weight, "soft_weight": c.soft_weight} if MODES[mode].teacher else {}
+
     def distiller(self, stage, student, teachers):
         c = self.config
         asked = {}
         if teachers:
-            asked = {"hard_weight": c.hard_weight, "soft_weight": c.soft_weight, "teacher_weights": [one.weight for one in c.teachers()]}
-            asked |= {"ensemble": c.ensemble, "hints": c.hints(), "hint_loss": c.hint_loss, "hint_weight": c.hint_weight}
+            asked = {
+                "teacher_weights": [one.weight for one in c.teachers()],
+                "ensemble": c.ensemble,
+                "hints": c.hints(),
+                "hint_loss": c.hint_loss,
+                "hint_weight": c.hint_weight,
+            }
             asked["teacher_cache"] = self.lessons.cache(stage.seed, teachers) if c.teacher_cache else None
         return Distiller(student=student, teacher=teachers or None, mode=stage.phases[0][0], temperature=c.temperature, soft_loss=c.soft_loss, **asked)
 

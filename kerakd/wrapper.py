@@ -72,9 +72,11 @@ class StandardizedKernel(_Seen):
 class Config(QuantizeConfig):
     """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
 
+    The output's grid starts at 0 where the quantizer's does, as Interval(8, signed=False) behind a ReLU, and is a full signed one otherwise.
+
     standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
 
-    `tfmot.quantization.keras.quantize_annotate_layer(layer, Config(weights=Ternary(), output=Interval(8)))` takes it too.
+    `tfmot.quantization.keras.quantize_annotate_layer(layer, Config(weights=Ternary(), output=Interval(8, signed=False)))` takes it too.
     """
 
     def __init__(self, weights=None, output=None, standardized=False):
@@ -102,7 +104,7 @@ class Config(QuantizeConfig):
         pass  # the output is quantized after the activation, not in its place
 
     def get_output_quantizers(self, layer):
-        return [] if self.output is None else [self.output]
+        return [] if self.output is None else [self.output.for_tensor("signed" if self.output.levels()[0] < 0 else "unsigned")]
 
     def get_config(self):
         return {"weights": serialize(self.weights), "output": serialize(self.output), "standardized": self.standardized}

@@ -101,6 +101,17 @@ def test_the_scheme_is_what_the_flags_say():
     assert made == scheme.Scheme(quantizers.Interval(4, per_channel=True), quantizers.Pact(3), None, 8, {"conv2": inner})
 
 
+def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_signs():
+    texts = "stage3=ternary,scale=positive/interval:8", "conv(?=2)=interval:4,per_channel=true/float", "a/b=kbit:2/pact:2"
+    rules = Config(**GOOD, override=texts, signed="interval:8,gradient_scale").scheme().overrides
+    eight = quantizers.Interval(8, gradient_scale=True)
+    assert rules == {
+        "stage3": scheme.Scheme(quantizers.Ternary(scale="positive"), quantizers.Interval(8), signed=eight),
+        "conv(?=2)": scheme.Scheme(quantizers.Interval(4, per_channel=True), None, signed=eight),
+        "a/b": scheme.Scheme(quantizers.KBit(2), quantizers.Pact(2), signed=eight),
+    }
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -155,7 +166,17 @@ def test_the_scheme_is_what_the_flags_say():
         ({**TAUGHT, "augment": ("RandAugment",), "teacher_cache": "c"}, "--augment: expected .*--teacher_cache=c"),
         ({**MATCHED, "augment": ("CutMix",), "mixup": False, "soft_loss": "dkd"}, "--soft_loss: expected one without labels"),
         ({"mixed_precision": "float8"}, "--mixed_precision: expected one of bfloat16, float16, received 'float8'"),
-        ({"hard_weight": 0.0}, "--hard_weight: expected more than 0 for a phase without a teacher"),
+        ({"hard_weight": 0.0}, "--hard_weight: expected a phase with a teacher beside it, received 0.0 without one"),
+        ({"soft_weight": 3.0}, "--soft_weight: expected a phase with a teacher"),
+        ({"temperature": 4.0}, "--temperature: expected a phase with a teacher"),
+        ({"soft_loss": "dkd"}, "--soft_loss: expected a phase with a teacher"),
+        ({"view": "ind/ic"}, "--view: expected a phase with a teacher"),
+        ({"teacher_width": 2.0}, "--teacher_width: expected a teacher by name"),
+        ({**TAUGHT, "ensemble": "mean"}, "--ensemble: expected several teachers beside it, received 'mean'"),
+        ({**TAUGHT, "hint_loss": "attention"}, "--hint_loss: expected --hint beside it"),
+        ({**TAUGHT, "hint_weight": 5.0}, "--hint_weight: expected --hint beside it"),
+        ({"signed": "interval:4"}, "signed: expected an Interval of 8 bits"),
+        ({"signed": "float"}, "signed: expected an Interval of 8 bits"),
         ({**MATCHED, "soft_loss": "dkd"}, "--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'"),
         ({**MATCHED, "mixup": False, "transfer_dataset": "cifar10", "soft_loss": "dkd"}, "--soft_loss: expected one without labels"),
         ({"warmup_epochs": 3.0}, "--warmup_epochs: expected less than the 3 epochs that follow, received 3"),

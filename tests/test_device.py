@@ -99,6 +99,7 @@ def folder(tmp_path_factory):
     model = flatfile.read(whole)
     model.operatorCodes[0].version = 99
     (made / "future.tflite").write_bytes(flatfile.write(model))
+    (made / "there.json").write_text("{}")
     (made / "benchmark_model").write_text("the phone's")
     return made
 
@@ -433,8 +434,10 @@ def test_without_adb_there_is_one_line(run, folder, tmp_path, monkeypatch):
         (["--model=DIR/int8.tflite", "--benchmark_binary=DIR/benchmark_model"], "--benchmark_binary: expected --adb beside it"),
         (["--model=DIR/int8.tflite", "--adb"], "--benchmark_binary: expected TFLite's benchmark_model built for the phone, received none"),
         (["--model=DIR/int8.tflite", "--adb", "--benchmark_binary=DIR/none"], "none, which is no file"),
-        (["--model=DIR/int8.tflite", "--json=DIR/no/out.json"], "--json: expected a file in a folder that exists"),
-        (["--model=DIR/int8.tflite", "--json=DIR"], "--json: expected a file in a folder that exists"),
+        (["--model=DIR/int8.tflite", "--json=DIR/no/out.json"], "--json: expected a folder that exists"),
+        (["--model=DIR/int8.tflite", "--json=DIR"], "--json: expected a .json file"),
+        (["--model=DIR/int8.tflite", "--json=DIR/int8.tflite", "--overwrite"], "--json: expected a .json file"),
+        (["--model=DIR/int8.tflite", "--json=DIR/there.json"], "--json: expected a new file"),
         (["--model=DIR/int8.tflite", "--adb", "--benchmark_binary=DIR/benchmark_model", "--dry_run", "--json=x"], "--json: expected none beside --dry_run"),
         (["DIR/int8.tflite"], "expected flags as --name=value"),
     ],

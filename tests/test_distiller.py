@@ -214,6 +214,12 @@ def test_sample_weights_weigh_every_loss(mode):
         assert history["teacher_loss"] == pytest.approx([hard(z_t, weights) + said], rel=1e-4)
 
 
+@every_mode
+def test_sample_weights_in_a_column_weigh_as_in_a_row(mode):
+    weights = RNG.uniform(0, 2, 16).astype(np.float32)
+    assert train(taught(mode), sample_weight=weights[:, None]) == train(taught(mode), sample_weight=weights)
+
+
 def test_class_weights_are_sample_weights_by_class():
     by_class = train(taught(), class_weight={0: 0.2, 1: 1.0, 2: 3.0})
     by_sample = train(taught(), sample_weight=np.float32([0.2, 1.0, 3.0])[Y])
@@ -478,6 +484,10 @@ def keras_3_net():
         (lambda: {"student": net(1), "teacher": net(2), "soft_loss": "hinge"}, "soft_loss: expected a function or one of kl, .* received 'hinge'"),
         (lambda: {"student": net(1), "teacher": net(2), "temperature": 0}, "temperature: expected more than 0, received 0"),
         (lambda: {"student": net(1), "teacher": net(2), "temperature": -1.0}, "temperature: expected more than 0, received -1.0"),
+        (lambda: {"student": net(1), "teacher": net(2), "temperature": float("nan")}, "temperature: expected more than 0, received nan"),
+        (lambda: {"student": net(1), "teacher": net(2), "soft_weight": -1}, "soft_weight: expected a number of 0 or more, received -1"),
+        (lambda: {"student": net(1), "teacher": net(2), "hard_weight": float("inf")}, "hard_weight: expected a number of 0 or more, received inf"),
+        (lambda: {"student": net(1), "teacher": net(2), "hint_weight": float("nan")}, "hint_weight: expected a number of 0 or more, received nan"),
         (lambda: {"student": net(1), "teacher": net(2), "ensemble": "vote"}, "ensemble: expected one of sum, mean, received 'vote'"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [1, 2]}, "teacher_weights: expected a positive number for each of 1 teachers"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [0]}, r"teacher_weights: expected a positive number.*received \[0\]"),
@@ -509,6 +519,8 @@ class Unjoined:
         ({"soft_loss": "dkd"}, (X,), "soft_loss: expected labels in the batches for a loss that uses them, received none"),
         ({"hints": [HINT]}, ({"student": X, "logits": np.zeros((16, 1, 3), np.float32)}, Y), "hints: expected batches of which the teacher is asked"),
         ({"teacher_cache": Unjoined()}, (X, Y), "teacher_cache: expected batches of its `join`, received others"),
+        ({"mode": "alone"}, (X,), "labels: expected batches with labels in mode 'alone', received images alone"),
+        ({"mode": "joint"}, (X,), "labels: expected batches with labels in mode 'joint'"),
     ],
 )
 def test_batches_that_do_not_fit_are_refused(kwargs, batch, telling):

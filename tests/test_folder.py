@@ -86,6 +86,10 @@ def test_an_image_that_can_not_be_read_is_named(root):
         (lambda root: None, "expected a folder after folder:"),
         (lambda root: root.mkdir(), "expected a folder for each of two classes or more in .*, received 0"),
         (lambda root: (write(root / "train" / "a" / "x.png"), (root / "other").mkdir()), "expected one folder of test, val, .* received none"),
+        (
+            lambda root: [write(root / p / "x.png") for p in ("training/a", "training/b", "test/a", "test/b")],
+            "expected a folder train beside .*/test, received none",
+        ),
         (lambda root: [(root / part).mkdir(parents=True) for part in ("train", "test", "val")], "received test, val"),
         (lambda root: write(root / "only" / "x.png"), "two classes or more in .*, received 1"),
         (lambda root: (write(root / "a" / "x.png"), (root / "b").mkdir()), "expected images .* in .*b, received none"),

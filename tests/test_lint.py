@@ -34,6 +34,12 @@ def twice():
     return keras.Model(inputs, L.Dense(2)(L.Flatten()(layer(layer(inputs)))))
 
 
+def norm_twice():
+    inputs, norm = keras.Input((8, 8, 3)), L.BatchNormalization(name="norm")
+    x = L.ReLU()(norm(L.MaxPooling2D()(L.Conv2D(4, 3)(inputs))))
+    return keras.Model(inputs, L.Dense(2)(L.Flatten()(norm(L.MaxPooling2D()(x)))))
+
+
 def dead():
     net = sequential(L.Conv2D(4, 3), L.BatchNormalization(name="norm"), L.ReLU(), L.Flatten(), L.Dense(2))
     net.get_layer("norm").gamma.assign([1, 0, 1e-9, 1])
@@ -68,6 +74,7 @@ TRAPS = {
     "float tensor": (three, no_activations("^a$"), {"a": "a float output", "b": "a float input"}),
     "wide codes": (three, kerakd.Scheme(kerakd.DoReFa(8), kerakd.Interval(4)), {"b": "codes up to 255"}),
     "called twice": (twice, SCHEME, {"twice": "called 2 times"}),
+    "norm called twice": (norm_twice, SCHEME, {"norm": "one BatchNorm called 2 times"}),
     "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),
     "unknown": (simple(L.LeakyReLU(name="leaks")), SCHEME, {"leaks": "LeakyReLU is not known"}),
     "causal": (causal, SCHEME, {"c": "a causal Conv1D"}),

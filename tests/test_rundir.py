@@ -33,6 +33,43 @@ def test_resume_keeps_and_overwrite_removes(claimed):
     assert claimed.metrics() == []
 
 
+def test_a_run_is_trained_by_one_process_at_a_time(claimed):
+    other = RunDirectory(claimed.path)
+    before = {path: path.stat().st_mtime_ns for path in claimed.path.rglob("*")}
+    for how in ({"resume": True, "overwrite": False}, {"resume": False, "overwrite": True}):
+        with pytest.raises(BadInput, match="--workdir: expected a run that no other process trains"):
+            other.claim("--a=1\n", **how)
+    assert {path: path.stat().st_mtime_ns for path in claimed.path.rglob("*")} == before
+    claimed.close()
+    other.claim("--a=1\n", resume=True, overwrite=False)
+
+
+HOLDING = """
+import sys, time
+from kerakd.rundir import RunDirectory
+directory = RunDirectory(sys.argv[1])
+directory.claim("--a=1\\n", resume=False, overwrite=False)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_killed_process_lets_go_of_its_run(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", HOLDING, str(tmp_path / "run")], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(BadInput, match="no other process trains"):
+            RunDirectory(tmp_path / "run").claim("--a=1\n", resume=True, overwrite=False)
+        process.kill()
+    RunDirectory(tmp_path / "run").claim("--a=1\n", resume=True, overwrite=False)
+
+
+def test_what_a_run_reads_is_not_deleted_by_it(claimed, tmp_path):
+    claimed.check_apart({"teacher=x": tmp_path / "run2/models/teacher.keras", "data_dir": tmp_path})
+    for path in (claimed.path, claimed.path / "models/teacher.keras", claimed.path / "../run/models"):
+        with pytest.raises(BadInput, match="--student: expected what lies outside the run that --overwrite deletes"):
+            claimed.check_apart({"student": path})
+
+
 def test_resume_with_other_flags_is_refused_and_names_them(claimed):
     with pytest.raises(BadInput, match="others .*--a=1, --a=2"):
         claimed.claim("--a=2\n", resume=True, overwrite=False)
@@ -105,7 +142,7 @@ def test_the_newest_whole_checkpoint_is_restored_and_a_damaged_one_is_named(clai
     newest.write_bytes(newest.read_bytes()[:1])
     (folders[-2] / "metrics.npz").write_bytes(b"PK")
     assert claimed.restore("s", {"value": value}) == ((1, 0), {"loss 0": np.float32(1 / 3)}) and float(value) == 1
-    said = capsys.readouterr().out
+    said = capsys.rea.errerr().out
     assert folders[-1].name in said and folders[-2].name in said
 
 
@@ -115,7 +152,7 @@ def test_a_checkpoint_of_other_objects_is_passed_over_and_moves_nothing(claimed,
     value, another = tf.Variable(7.0), tf.Variable(8.0)
     assert claimed.restore("s", {"value": value, "another": another}) == ((0, 0), {})
     assert (float(value), float(another)) == (7, 8)
-    assert capsys.readouterr().out.count("passed over") == 2
+    assert capsys.readouterr().err.count("passed over") == 2
     assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000000"]
 
 

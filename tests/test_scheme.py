@@ -9,6 +9,7 @@ from tensorflow_model_optimization.quantization import keras as tfmot
 import kerakd
 from kerakd import calibration, models
 from kerakd.calibration import RULES, calibrate
+from kerakd.distiller import interval_kind
 from kerakd.errors import BadInput
 from kerakd.quantizers import Interval, KBit, Pact, Ternary
 from kerakd.scheme import Scheme, quantize
@@ -186,6 +187,17 @@ def test_a_shared_quantizer_is_calibrated_to_its_widest_tensor():
 def test_activations_that_only_know_unsigned_take_an_interval_where_values_are_signed():
     found = activations(quantize(resnet(), Scheme(None, Pact(4))))
     assert found["conv_relu_out"] == Pact(4) and found["stage1_block1_2_bn_out"] == SIGNED
+
+
+def test_signed_is_for_what_can_be_negative_and_for_the_ends_of_the_last_layer():
+    slow, held = Interval(8, gradient_scale=True), Interval(8, learned=False)
+    student = quantize(resnet(), Scheme(None, Interval(4), signed=slow, overrides={"stage2_block1_s_bn": Scheme(None, Interval(4), signed=held)}))
+    found, usual = activations(student), activations(quantize(resnet(), Scheme(None, Interval(4))))
+    changed = {name: quantizer for name, quantizer in found.items() if quantizer != usual[name]}
+    assert changed.pop("stage2_block1_s_bn_out") == held.for_tensor("signed")
+    assert changed.pop("pool_out") == slow.for_tensor("unsigned")
+    assert set(changed) == {name for name, quantizer in usual.items() if quantizer == SIGNED} - {"stage2_block1_s_bn_out"}
+    assert set(changed.values()) == {slow.for_tensor("signed")}
 
 
 def test_an_override_is_for_the_layers_that_its_pattern_finds_and_the_first_counts():
@@ -384,7 +396,7 @@ def test_a_clone_takes_the_weights_in_their_order(trained):
 
 
 def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_intervals():
-    config = Config(weights=Interval(4), output=Interval(8, narrow=False))
+    config = Config(weights=Interval(4), output=Interval(8))
     annotated = keras.Sequential([keras.Input((4,)), tfmot.quantize_annotate_layer(L.Dense(3, name="by_hand"), config)])
     with kerakd.quantize_scope(), tfmot.quantize_scope():
         student = tfmot.quantize_apply(annotated)
@@ -392,6 +404,8 @@ def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_interv
     calibrate(student, x)
     wrapper = student.layers[-1]
     kernel, quantizer, variables = wrapper._weight_vars[0]
+    assert wrapper._output_quantizers == [Interval(8, narrow=False)]  # all of int8
+    assert [interval_kind(v) for v in wrapper.weights if "interval" in v.name] == ["kernel_interval", "activation_interval"]
     assert quantizer == Interval(4) and float(variables["interval"]) == np.abs(kernel).max()
     tracked = [kernel, variables["interval"], wrapper._output_quantizer_vars["interval"]]
     before = [float(tf.reduce_sum(v)) for v in tracked]

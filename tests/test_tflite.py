@@ -285,6 +285,13 @@ def pooled_net():
     return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
 
 
+def averaged_net():
+    """One pooling layer, called twice."""
+    inputs, pool = keras.Input(SHAPE), L.AveragePooling2D(2, name="pool")
+    x = pool(conv(pool(conv(inputs, 4, "first")), 4, "middle"))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+
 PER_CHANNEL = Interval(3, per_channel=True)
 
 
@@ -298,6 +305,7 @@ PER_CHANNEL = Interval(3, per_channel=True)
         (dense_net, Ternary()),
         (padded_net, Ternary()),
         (pooled_net, Interval(5)),
+        (averaged_net, Interval(5)),
     ],
 )
 def test_each_kind_of_layer_is_exact(net, weights):

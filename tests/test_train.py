@@ -14,6 +14,7 @@ from kerakd import train, training
 from kerakd.config import Config
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
+from kerakd.tflite import to_tflite
 
 MODELS = ("teacher", "float", "alone_0", "taught_0", "taught_0_teacher")
 
@@ -208,6 +209,16 @@ def test_an_ensemble_of_fixed_views_is_computed_once_also_by_a_run_that_is_kille
     assert {"teacher", "taught_0"} <= directory.results().keys()
 
 
+def test_a_student_that_became_unfit_for_a_file_is_kept_as_it_was_trained(trained, tmp_path):
+    """At such a rate an interval's first step takes it below 0, where it counts as 1e-8."""
+    _, err = trained("--weights=kbit:4", "--activations=interval:4", "--phase=alone:1", "--activation_interval_rate=100", f"--workdir={tmp_path / 'run'}")
+    assert "student, seed 0: kept as trained, though export.tflite will refuse it: model: expected positive intervals" in err
+    student = RunDirectory(tmp_path / "run").load_model("taught_0")
+    with pytest.raises(BadInput, match="expected positive intervals"):
+        to_tflite(student)
+    assert RunDirectory(tmp_path / "run").complete
+
+
 @pytest.mark.parametrize(
     "extra", [("--steps_per_execution=4", "--checkpoint_every=5"), ("--jit_compile",), ("--mixed_precision=bfloat16",)], ids=lambda extra: extra[0]
 )
@@ -276,6 +287,7 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, c
         (["--dataset=digits", "--student=resnet8", "--teacher=nowhere.keras", "--phase=trained_teacher:1", "--workdir=NEW"], "which is not there"),
         ([*SMALL_RUN, "--checkpoints=0", "--workdir=NEW"], "--checkpoints: expected 1 or more, received 0"),
         ([*SMALL_RUN, "--checkpoint_every=soon", "--workdir=NEW"], "--checkpoint_every: expected steps"),
+        ([*SMALL_RUN, "--workdir=RUN", "--overwrite", "--student_width=1", "--student=RUN/models/float.keras"], "--student: expected what lies outside the run that --overwrite"),
         ([*SMALL_RUN, "--override=nothing=interval:4/interval:4", "--workdir=NEW"], "expected a pattern that matches a layer"),
     ],
 )

@@ -20,12 +20,15 @@ def find(root):
         root: a folder with a folder for each class, whose images are split by a hash of their names, a tenth for the test; or one
             with folders "train" and "test" (or "val", "validation"), each with the same class folders.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
-    Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, splits of other classes.
+    Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, splits of other classes,
+        a test without "train".
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise BadInput(f"dataset: expected a folder after folder:, received {str(root)!r}, which is none")
     tests = [name for name in TESTS if (root / name).is_dir()]
+    if tests and not (root / "train").is_dir():
+        raise BadInput(f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to train")
     if (root / "train").is_dir() and len(tests) != 1:
         raise BadInput(f"dataset: expected one folder of {', '.join(TESTS)} beside {root}/train, received {', '.join(tests) or 'none'}")
     if tests and (root / "train").is_dir():

@@ -100,7 +100,7 @@ def headroom(high, bits):
 def fold(model, container="int8"):
     """The Folded of a quantized model for one container.
 
-    Raises: BadInput for a model that was never calibrated, has NaN, float kernels or a weighted layer that is called twice.
+    Raises: BadInput for a model that was never calibrated, has NaN, float kernels or a layer with weights that is called twice.
     """
     _check(model)
     calls = graph.calls(model)
@@ -120,10 +120,6 @@ def fold(model, container="int8"):
     for call in calls:
         linear = _linear(call, grids, folded, container)
         if linear is not None:
-            if linear.name in folded.linears:
-                raise BadInput(
-                    f"model: expected every weighted layer to be called once, received {linear.name!r} called twice; give each call a layer of its own"
-                )
             folded.linears[linear.name] = linear
     return folded
 
@@ -170,6 +166,8 @@ def _linear(call, grids, folded, container):
         raise BadInput(
             f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers"
         )
+    if not call.once:
+        raise BadInput(f"model: expected a layer with weights to be called once, received {layer.name!r} called twice; give each call a layer of its own")
     if norm:
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)

@@ -30,7 +30,9 @@ class Finding:
 
 
 def lint(model):
-    """Everything in a student that `to_tflite` would refuse or could not make exact, in seconds, with no image and no conversion.
+    """What in the structure of a student `to_tflite` would refuse or could not make exact, in seconds, with no image and no conversion.
+
+    Not what its numbers may come to: intervals that are not calibrated or have collapsed, NaN.
 
     Args:
         model: from `kerakd.quantize`, calibrated or not, trained or not.
@@ -61,9 +63,7 @@ def _float_tensors(model, calls):
     for call in calls:
         if not isinstance(call.layer, QuantizedLayer):
             continue
-        reader = call.sole_reader
-        inner = dataclasses.replace(call, layer=call.layer.layer)
-        last = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else call
+        last = _folded(call) or call
         sides = [side for side, there in (("input", id(call.inputs[0]) in grids), ("output", output_grid(last, grids))) if not there]
         if sides:
             yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides", True)
@@ -87,10 +87,23 @@ def _grids(calls):
 
 
 def _called_twice(model, calls):
-    counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, QuantizedLayer))
-    for name, count in counts.items():
-        if count > 1:
-            yield Finding(name, f"one kernel called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
+    grids, kernels = _grids(calls), [call for call in calls if isinstance(call.layer, QuantizedLayer)]
+    folded = {id(_folded(call)) for call in kernels}
+    alone = [call for call in calls if isinstance(call.layer, L.BatchNormalization) and id(call) not in folded and _between(call, grids)]
+    for what, those in (("kernel", kernels), ("BatchNorm", alone)):
+        for name, count in collections.Counter(call.layer.name for call in those).items():
+            if count > 1:
+                yield Finding(name, f"one {what} called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
+
+
+def _folded(call):
+    """The call of the BatchNorm that is folded into a kernel's, or None."""
+    reader, inner = call.sole_reader, dataclasses.replace(call, layer=call.layer.layer)
+    return reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else None
+
+
+def _between(call, grids):
+    return id(call.inputs[0]) in grids and bool(output_grid(call, grids))
 
 
 def _no_integers(model, calls):
