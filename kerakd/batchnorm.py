@@ -13,7 +13,7 @@ def reestimate(model, batches):
 
     Args:
         model: a functional tf_keras model; its BatchNorm statistics are changed.
-        batches: an iterable of images [n, ...], training images with their augmentation; some 50 batches will do.
+        batches: an iterable of images [n, ...] (a list or dict of them for several inputs), training images with their augmentation; some 50 batches will do.
     """
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
@@ -25,7 +25,7 @@ def reestimate(model, batches):
         for layer in norms:
             layer.momentum = 0.0  # the moving statistics become those of the batch
         for images in batches:
-            images = tf.convert_to_tensor(images)
+            images = tf.nest.map_structure(tf.convert_to_tensor, images) if len(model.inputs) > 1 else tf.convert_to_tensor(images)
             forward = forward or _training_pass(model, images)
             forward(images)
             seen.append([variable.numpy() for variable in statistics])
@@ -40,7 +40,7 @@ def reestimate(model, batches):
 
 def _training_pass(model, images):
     """The model in training mode as a graph, for any number of images like these; a concrete one, as calls of many functions bring TensorFlow's warnings."""
-    spec = tf.TensorSpec([None, *images.shape[1:]], images.dtype)
+    spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), images)
     return tf.function(lambda x: model(x, training=True)).get_concrete_function(spec)
 
 

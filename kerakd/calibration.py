@@ -25,7 +25,7 @@ def calibrate(model, images, rule="max"):
             "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
     """
-    if rule not in RULES:
+    if not isinstance(rule, str) or rule not in RULES:
         raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")
     images = _checked(images, model)
     fit_weight_intervals(model, rule)
@@ -56,8 +56,11 @@ def _checked(images, model):
     """The images as tensors. Raises: BadInput for what the model does not take."""
     if isinstance(images, tf.data.Dataset):
         raise BadInput("images: expected an array [n, ...], received a dataset; give a batch of it: images, labels = next(iter(dataset))")
-    images = tf.nest.map_structure(tf.convert_to_tensor, images)
-    batches = tf.nest.flatten(images)
+    try:
+        images = tf.nest.map_structure(tf.convert_to_tensor, images)
+        batches = model._flatten_to_reference_inputs(images)
+    except (ValueError, TypeError, KeyError) as error:
+        raise BadInput(f"images: expected an array [n, ...] for each input, received {type(images).__name__} ({str(error).splitlines()[0]})") from error
     expected = [tf.TensorShape([None, *source.shape[1:]]) for source in model.inputs]
     received = [batch.shape for batch in batches]
     if len(expected) != len(received) or not all(shape.is_compatible_with(wanted) and shape[0] for shape, wanted in zip(received, expected)):
@@ -67,7 +70,17 @@ def _checked(images, model):
             raise BadInput(f"images: expected float images as the model takes them, received {batch.dtype.name}; cast and scale them first")
         if not bool(tf.reduce_all(tf.math.is_finite(batch))):
             raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
+    for source, batch in zip(model.inputs, batches, strict=True):
+        least = float(tf.reduce_min(batch))
+        if least < 0 and any(_of_pixels(node.layer) for node in source.node.layer.outbound_nodes):
+            raise BadInput(f"images: expected pixels, 0 and more, as the model begins with a rescaling of them, received {least:g}; rescale before the model")
     return images
+
+
+def _of_pixels(layer):
+    """Whether it is the quantizer of an input that the plan took for pixels."""
+    read = [node.layer for node in layer.outbound_nodes]
+    return isinstance(layer, QuantizedActivation) and layer.quantizer.levels()[0] == 0 and any(isinstance(one, keras.layers.Rescaling) for one in read)
 
 
 def _untouched(norm):

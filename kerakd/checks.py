@@ -9,7 +9,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
-from kerakd.kinds import PROBABILITIES
+from kerakd.kinds import PROBABILITIES, TRANSPARENT
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
@@ -44,10 +44,16 @@ def check_logits(model, argument):
     """Raises BadInput if an output of the model comes out of a softmax or a sigmoid: losses and files here are of logits."""
     for call in graph.calls(model):
         layer = getattr(call.layer, "layer", call.layer)
-        quantized = [reader.outputs[0] for value in call.outputs for reader in value.readers if isinstance(reader.layer, QuantizedActivation)]
-        ends = any(value.is_output for value in call.outputs + quantized)
-        if ends and (isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES):
+        operator = getattr(layer, "symbol", "").rpartition(".")[2] in ("softmax", "sigmoid")
+        says = operator or isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES
+        if says and any(map(_ends, call.outputs)):
             raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
+
+
+def _ends(value):
+    """Whether a tensor is an output, at most through layers that pass values on or quantize them."""
+    passing = [reader for reader in value.readers if isinstance(reader.layer, (QuantizedActivation, *TRANSPARENT))]
+    return value.is_output or any(_ends(out) for reader in passing for out in reader.outputs)
 
 
 _warned = set()
@@ -60,7 +66,7 @@ def warn_of_temperature(student, temperature, teachers):
     """
     if temperature <= 1 or not teachers or _warned:
         return
-    for layer in student.layers:
+    for layer in student._flatten_layers():
         for _, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
             if quantizer.levels()[1] <= 7:
                 _warned.add(temperature)

@@ -75,6 +75,8 @@ class Distiller(keras.Model):
         super().__init__(**kwargs)
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         check_functional(student, "student")
+        if len(student.outputs) != 1:
+            raise BadInput(f"student: expected one output, the logits, received {len(student.outputs)}; make a model of one of them")
         for one in teachers:
             check_teacher(one, student)
         check_logits(student, "student")
@@ -279,7 +281,7 @@ class Distiller(keras.Model):
 
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = x if isinstance(x, dict) else {"student": x}
+        x = _views(x)
         if y is None and not self.mode.frozen_teacher:
             raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
         replicas = _replicas()
@@ -354,7 +356,7 @@ class Distiller(keras.Model):
 
     def ask(self, x):
         """What frozen teachers say of a batch of images, or of a dict of views: float32 [n, teachers, C]."""
-        views = self._teacher_views(x if isinstance(x, dict) else {"student": x})
+        views = self._teacher_views(_views(x))
         said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, views, strict=True)]
         return tf.stack(said, axis=1)
 
@@ -377,7 +379,7 @@ class Distiller(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self(x["student"] if isinstance(x, dict) else x, training=False)
+        logits = self(_views(x)["student"], training=False)
         hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
         self._trackers["loss"].update_state(hard, count)
         self._trackers["hard_loss"].update_state(hard, count)
@@ -434,6 +436,11 @@ def _node(message):
 def _takes_gradients(optimizer):
     """Whether it takes the loss's gradients as they are, and does not make its own, as one that scales the loss does."""
     return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))
+
+
+def _views(x):
+    """A batch's images as a dict of views; one of a network's several inputs is no such dict."""
+    return x if isinstance(x, dict) and "student" in x else {"student": x}
 
 
 def _replicas():

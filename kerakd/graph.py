@@ -25,6 +25,11 @@ def check_functional(model, argument="model"):
             else "write it as keras.Model(inputs, outputs): the body of its call() applied to a keras.Input"
         )
         raise BadInput(f"{argument}: expected a functional or built Sequential model, received {type(model).__name__}, which has no layer graph; {remedy}")
+    if type(model).call not in (keras.Sequential.call, keras.src.engine.functional.Functional.call):
+        raise BadInput(
+            f"{argument}: expected a model that computes what its layers do, received {type(model).__name__}, which has a call() of its own; "
+            "put what that adds into layers"
+        )
 
 
 def walk(model, inputs, call):
@@ -81,6 +86,7 @@ class Value:
 class Call:
     """One call of a layer; `inputs` and `outputs` are Values.
 
+    training: whether the model calls it in training mode whatever its own mode is.
     casts: whether Keras casts all of `inputs` to the layer's own precision: only what is in the first argument, and for no operator on tensors.
     once: whether no other call is of a layer of this name.
     """
@@ -88,6 +94,7 @@ class Call:
     layer: keras.layers.Layer
     inputs: list
     outputs: list
+    training: bool
     casts: bool
     once: bool = True
 
@@ -105,7 +112,7 @@ def calls(model):
 
     def record(layer, args, kwargs):
         inputs = [v for v in tf.nest.flatten((args, kwargs)) if isinstance(v, Value)]
-        call = Call(layer, inputs, [], layer._autocast and len(inputs) == len(tf.nest.flatten(args[:1])))
+        call = Call(layer, inputs, [], kwargs.get("training") is True, layer._autocast and len(inputs) == len(tf.nest.flatten(args[:1])))
         outputs = tf.nest.map_structure(lambda _: Value(call, []), layer.get_output_at(0) if layer._inbound_nodes else 0)
         call.outputs = tf.nest.flatten(outputs)
         for value in inputs:

@@ -25,11 +25,16 @@ def is_sigmoid(layer):
     return isinstance(layer, L.Activation) and layer.activation is keras.activations.sigmoid
 
 
+def is_per_channel(layer):
+    """Whether a BatchNorm normalizes each channel, the last axis: of another one the file has no integer form."""
+    return isinstance(layer, L.BatchNormalization) and all(list(layer.axis) == [len(node.input_shapes) - 1] for node in layer.inbound_nodes)
+
+
 def fuses(call, reader):
     """Whether `reader` is computed in one operation with `call`, so that the tensor between them never exists."""
     weighted = kernel_name(call.layer) is not None
     if isinstance(reader.layer, L.BatchNormalization):
-        return weighted
+        return weighted and is_per_channel(reader.layer)
     return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.Add, *FLOAT)))
 
 
@@ -37,6 +42,8 @@ def is_exact(layer):
     """Whether the integer arithmetic of the layer is one that the exporter knows to the last code."""
     if isinstance(layer, (L.Conv2D, L.DepthwiseConv2D, L.Dense)):
         return kernel_name(layer) is not None
+    if isinstance(layer, L.BatchNormalization):
+        return is_per_channel(layer)
     return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))
 
 

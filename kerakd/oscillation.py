@@ -12,7 +12,7 @@ MOMENTUM = 0.01  # of the frequencies and of the mean codes (section 4.3)
 
 def kernels(model):
     """[(variable, quantizer, its variables)] of the quantized kernels of at most 4 bits."""
-    found = [kernel for layer in model.layers if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
+    found = [kernel for layer in model._flatten_layers() if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
     return [kernel for kernel in found if _codes(kernel[1]) <= 2**4]
 
 

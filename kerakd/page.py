@@ -71,7 +71,7 @@ def weights_figure(student):
     """A histogram for each of the first 24 quantized kernels of a student, in steps; None where there is none."""
     from matplotlib.figure import Figure
 
-    kernels = [(layer.layer.name, *kernel) for layer in student.layers if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
+    kernels = [(layer.layer.name, *kernel) for layer in student._flatten_layers() if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
     if not kernels:
         return None
     shown = kernels[:MOST]

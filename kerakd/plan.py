@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import re
 
+import numpy as np
 import tf_keras as keras
 
 from kerakd import graph
@@ -43,10 +44,24 @@ def _never_negative(call, known):
     return isinstance(layer, KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
 
 
-def _feeds_only(call, target):
-    """Whether the tensor is read by `target` alone, at most through transparent layers."""
-    reader = call.sole_reader
-    return reader is not None and (reader is target or (isinstance(reader.layer, TRANSPARENT) and _feeds_only(reader, target)))
+def _last(calls):
+    """The ids of the weighted calls behind which there is no other: of one output one, as a rule."""
+    found, before = set(), set()  # ids of calls whose outputs lead to a weighted one
+    for call in reversed(calls):
+        leads = any(id(reader) in before or kernel_name(reader.layer) for value in call.outputs for reader in value.readers)
+        if leads:
+            before.add(id(call))
+        elif kernel_name(call.layer):
+            found.add(id(call))
+    return found
+
+
+def _at_the_end(call, last):
+    """Whether the tensor is an output, what a last layer makes, or read by such alone, at most through layers that only pass values on."""
+    passing = [reader for value in call.outputs for reader in value.readers]
+    if _ends_one(call, last) or any(value.is_output for value in call.outputs):
+        return True
+    return bool(passing) and all(id(r) in last or (isinstance(r.layer, (*TRANSPARENT, L.Concatenate)) and _at_the_end(r, last)) for r in passing)
 
 
 def plan(model, scheme):
@@ -63,16 +78,19 @@ def plan(model, scheme):
     for call in calls:
         sign = _never_negative(call, never_negative)
         never_negative.update((id(value), sign) for value in call.outputs)
-    groups = _groups(calls)
-    kinds = {}  # of each group: signed if any of its tensors is
+    groups, last = _groups(calls), _last(calls)
+    kinds, ends = {}, {}  # of each group: never negative if all of its tensors are, at the end if all are
     for call in calls:
-        kinds[groups[id(call)]] = kinds.get(groups[id(call)], True) and never_negative[id(call.outputs[0])]
-    kernels = [_kernel_quantizer(call, weighted, scheme) if kernel_name(call.layer) else None for call in calls]
+        group = groups[id(call)]
+        kinds[group] = kinds.get(group, True) and never_negative[id(call.outputs[0])]
+        ends[group] = ends.get(group, True) and _at_the_end(call, last)
+    kernels = [_kernel_quantizer(call, call is weighted[0], id(call) in last, scheme) if kernel_name(call.layer) else None for call in calls]
     outputs = []
     for call in calls:
-        quantizer = _output_quantizer(call, weighted, scheme, "unsigned" if kinds[groups[id(call)]] else "signed")
-        outputs.append(quantizer and (quantizer, groups[id(call)]))
-    narrowed = _widen(calls, weighted, outputs, scheme)
+        group = groups[id(call)]
+        quantizer = _output_quantizer(call, ends[group], scheme, "unsigned" if kinds[group] else "signed")
+        outputs.append(quantizer and (quantizer, group))
+    narrowed = _widen(calls, last, outputs, scheme)
     _check_groups(calls, outputs)
     sizes = collections.Counter(group for _, group in filter(None, outputs))
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
@@ -82,7 +100,13 @@ def plan(model, scheme):
     return Plan(kernels, outputs, absorbed, narrowed, _input_quantizer(calls, scheme), inexact)
 
 
-def _widen(calls, weighted, outputs, scheme):
+def _ends_one(call, last):
+    """Whether the call is of a last layer, or its BatchNorm or ReLU."""
+    before = call.inputs[0].call if len(call.inputs) == 1 else None
+    return id(call) in last or (before is not None and before.sole_reader is call and fuses(before, call) and _ends_one(before, last))
+
+
+def _widen(calls, last, outputs, scheme):
     """Gives the tensors that additions read the bits of `sums`, in `outputs`; returns Plan.narrowed."""
     taken, sizes = {call.layer.name for call in calls}, collections.Counter(group for _, group in filter(None, outputs))
     readers = {}  # of a call's tensor, past layers that only pass values on
@@ -100,7 +124,7 @@ def _widen(calls, weighted, outputs, scheme):
             continue
         outputs[k] = dataclasses.replace(quantizer, bits=bits), group
         for reader, value in read:
-            if kernel_name(reader.layer) and reader is not weighted[-1]:
+            if kernel_name(reader.layer) and id(reader) not in last:
                 free = free_name(f"{value.call.layer.name}_narrow", {*names.values(), *taken})
                 narrowed[id(reader)] = quantizer, names.setdefault(id(value), free)
     return [narrowed.get(id(call)) for call in calls]
@@ -128,15 +152,22 @@ def _absorbs(quantizer, layer, shared):
 
 
 def _input_quantizer(calls, scheme):
-    """8 bits, unsigned where the model itself rescales what it takes: those are pixels.
+    """8 bits, unsigned where the model itself rescales what it takes from pixels.
 
     Not learned: images keep their range, and its gradient would cost the first convolution's gradient to the images.
     """
     if scheme.activations is None or not scheme.first:
         return None
     readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
-    pixels = all(isinstance(layer, L.Rescaling) for layer in readers)
+    pixels = all(isinstance(layer, L.Rescaling) and _of_pixels(layer) for layer in readers)
     return Interval(8, learned=False).for_tensor("unsigned" if pixels else "signed")
+
+
+def _of_pixels(rescaling):
+    """Whether what it takes must be pixels of 0..255: it makes numbers within -8..8 of them, or takes a mean of 16 and more away."""
+    scale, offset = np.broadcast_arrays(np.float64(rescaling.scale), np.float64(rescaling.offset))
+    mean = -offset / np.where(scale, scale, 1)
+    return bool(np.all((mean >= 0) & (mean <= 255) & ((255 * np.abs(scale) <= 8) | (mean >= 16))))
 
 
 def _groups(calls):
@@ -193,20 +224,20 @@ def _rule(scheme, call):
     return _rule(scheme, before) if found is None and before is not None and before.sole_reader is call and fuses(before, call) else found
 
 
-def _kernel_quantizer(call, weighted, scheme):
+def _kernel_quantizer(call, first, last, scheme):
     rule = _rule(scheme, call)
     if rule is not None:
         quantizer = rule.weights
-    elif call is weighted[0]:
+    elif first:
         quantizer = scheme.first and Interval(scheme.first)
-    elif call is weighted[-1]:
+    elif last:
         quantizer = scheme.last and Interval(scheme.last)
     else:
         quantizer = scheme.weights
     return quantizer and quantizer.for_tensor("weights")
 
 
-def _output_quantizer(call, weighted, scheme, kind):
+def _output_quantizer(call, at_the_end, scheme, kind):
     reader = call.sole_reader
     if isinstance(call.layer, TRANSPARENT) or (reader is not None and fuses(call, reader)):
         return None
@@ -217,7 +248,6 @@ def _output_quantizer(call, weighted, scheme, kind):
         return None
     if is_sigmoid(call.layer):
         return Sigmoid()
-    at_the_end = call is weighted[-1] or _feeds_only(call, weighted[-1])
     if kind == "signed" or (rule is scheme and at_the_end):
         return rule.signed.for_tensor(kind)
     return rule.activations.for_tensor(kind)

@@ -144,7 +144,7 @@ def _activated(copier, outputs, layer):
 
 def _convolution_1d(copier, layer, args, kwargs):
     """A Conv1D, as a Conv2D on a row of an image of height 1."""
-    if layer.padding == "causal" or layer.data_format != "channels_last":
+    if layer.padding == "causal" or len(args[0].shape) != 3 or layer.data_format != "channels_last":
         return _split_activation(copier, layer, args, kwargs)
     _check_activation(layer)
     (x,) = args
@@ -183,6 +183,8 @@ def _pairs(copier, layer, args, kwargs):
 
 
 def _rescaling(copier, layer, args, kwargs):
+    if not all(_is_per_channel(np.asarray(value), args[0].shape) for value in (layer.scale, layer.offset)):
+        raise BadInput(f"model: expected numbers for all or for each channel, received those of {layer.name!r} by place; rescale before the model")
     return copier.rescale(args[0], layer.name, layer.scale, layer.offset)
 
 
@@ -211,8 +213,11 @@ def _is_per_channel(constant, shape):
     return np.issubdtype(constant.dtype, np.number) and len(sizes) <= len(shape) and all(size == 1 for size in sizes[:-1]) and constant.size in (1, shape[-1])
 
 
-def _both(cls, scale, offset):
-    """The rule of an operator on two tensors, or on a tensor and a constant c: a rescaling by scale(c) and offset(c)."""
+def _both(cls, scale, offset, turned=False):
+    """The rule of an operator on two tensors, or on a tensor and a constant c: a rescaling by scale(c) and offset(c).
+
+    turned: whether c before the operator makes c - x of it.
+    """
 
     def rule(copier, name, values):
         symbolic = [hasattr(value, "_keras_history") for value in values]
@@ -222,9 +227,11 @@ def _both(cls, scale, offset):
             same = values[0].shape.rank == values[1].shape.rank
             return copier.new(cls, name)(list(values)) if cls and same else None
         x, constant = values if symbolic[0] else values[::-1]
-        if x is not values[0] and cls is None or not _is_per_channel(np.asarray(constant), x.shape):
+        if not _is_per_channel(np.asarray(constant), x.shape):
             return None
         constant = np.asarray(constant, np.float64)
+        if x is not values[0] and cls is None:
+            return copier.rescale(x, name, -np.ones(1), constant) if turned else None
         return copier.rescale(x, name, scale(constant), offset(constant))
 
     return rule
@@ -239,6 +246,21 @@ def _mean(copier, name, values):
     return copier.average(x, name, any(keep))
 
 
+def _concat(copier, name, values):
+    if len(values) != 2 or not isinstance(values[0], (list, tuple)) or not all(hasattr(x, "_keras_history") for x in values[0]):
+        return None
+    tensors, axis = values
+    return copier.new(L.Concatenate, name)(list(tensors)) if axis in (-1, len(tensors[0].shape) - 1) else None
+
+
+def _reshape(copier, name, values):
+    """One that leaves the images apart."""
+    x, shape = values if len(values) == 2 else (None, None)
+    if not isinstance(shape, (list, tuple)) or not all(isinstance(side, int) for side in shape) or None in x.shape[1:]:
+        return None
+    return copier.new(L.Reshape, name, shape[1:])(x) if shape[0] == -1 and np.prod(shape[1:]) == np.prod(x.shape[1:]) else None
+
+
 def _function(function):
     return lambda copier, name, values: copier.activate(values[0], function, name) if len(values) == 1 else None
 
@@ -247,13 +269,15 @@ _ONE, _ZERO = lambda c: np.ones(1), lambda c: np.zeros(1)  # noqa: E731
 _OPERATORS = {
     **dict.fromkeys(("add", "add_v2", "AddV2"), _both(L.Add, _ONE, lambda c: c)),
     **dict.fromkeys(("multiply", "mul", "Mul"), _both(L.Multiply, lambda c: c, _ZERO)),
-    **dict.fromkeys(("subtract", "sub"), _both(None, _ONE, lambda c: -c)),
+    **dict.fromkeys(("subtract", "sub"), _both(None, _ONE, lambda c: -c, turned=True)),
     **dict.fromkeys(("truediv", "divide", "div"), _both(None, lambda c: 1 / c, _ZERO)),
     **dict.fromkeys(("relu",), _function(tf.nn.relu)),
     **dict.fromkeys(("relu6",), _function(tf.nn.relu6)),
     **dict.fromkeys(("sigmoid",), _function(tf.nn.sigmoid)),
     **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
     **dict.fromkeys(("reduce_mean",), _mean),
+    **dict.fromkeys(("concat",), _concat),
+    **dict.fromkeys(("reshape",), _reshape),
 }
 
 

@@ -11,11 +11,11 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from kerakd import graph
 from kerakd.calibration import fit_weight_intervals
-from kerakd.checks import check_logits
+from kerakd.checks import broken, check_logits
 from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D
 from kerakd.plan import free_name, plan
-from kerakd.quantizers import Interval, Quantizer, check_bits
+from kerakd.quantizers import GridQuantizer, Interval, Quantizer, check_bits
 from kerakd.rewrite import simplify
 from kerakd.wrapper import Config, Narrowing, QuantizedActivation, QuantizedLayer
 
@@ -31,9 +31,9 @@ class Scheme:
         activations: quantizer of every activation that is never negative; None leaves all activations float.
         signed: an Interval of 8 bits for tensors that can be negative (linear outputs, the operands of an addition), what the last layer
             reads and the logits, whatever `activations` is: give Interval(8, gradient_scale=True) to have theirs scaled as well.
-        first, last: bits of the first and the last weighted layer's kernel; None leaves it float. The model's input, the
-            last layer's input and the logits have 8 bits, in float only where `activations` is None (the input also
-            where `first` is).
+        first, last: bits of the kernel of the first weighted layer and of each behind which there is no other; None leaves it
+            float. The model's input, the last layer's input and the logits have 8 bits, in float only where `activations` is
+            None (the input also where `first` is). The input's grid is signed, unless the model begins with a rescaling of pixels.
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
             and it comes before `first` and `last`; its own two are not read. Its `activations` are those of the layer's output, behind BatchNorm and ReLU.
         sums: bits of what additions read and is never negative, where `activations` has fewer; a weighted layer but the last
@@ -54,7 +54,7 @@ class Scheme:
     def __post_init__(self):
         for name in ("weights", "activations"):
             value = getattr(self, name)
-            if value is not None and not isinstance(value, Quantizer):
+            if value is not None and not isinstance(value, GridQuantizer):
                 raise BadInput(f"{name}: expected a quantizer such as kerakd.Interval(bits=4), or None for float, received {value!r}")
         for name in ("first", "last", "sums"):
             if getattr(self, name) is not None:
@@ -92,8 +92,16 @@ def _check_float(model, scheme):
     for source in model.inputs:
         if not source.dtype.is_floating:
             raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")
+    for layer in model._flatten_layers():
+        if type(layer).__module__.startswith("tensorflow_model_optimization."):
+            raise BadInput(f"model: expected layers of Keras, received {layer.name!r}, tfmot's {type(layer).__name__}; take the model before tfmot changed it")
+        if getattr(layer, "activity_regularizer", None) is not None:
+            raise BadInput(f"model: expected no activity_regularizer, received one of {layer.name!r}; set it to None and add its loss in the training step")
     if is_quantized(model):
         raise BadInput(f"model: expected a float model, received {model.name!r}, which is quantized already; quantize the float model that it was made from")
+    wrong = broken(model.weights)
+    if wrong:
+        raise BadInput(f"model: expected finite weights, received NaN or infinity in {wrong!r}; train it again")
 
 
 def quantize(model, scheme):
@@ -117,15 +125,20 @@ def quantize(model, scheme):
     if todo.inexact:
         names = ", ".join(todo.inexact)
         print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {names}", file=sys.stderr)
+    taken = {layer.name for layer in simple.layers}
     made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, strict=True))
     narrow = {}
+
+    def quantized(name, *args):
+        taken.add(free := free_name(f"{name}_out", taken))
+        return QuantizedActivation(*args, name=free)
 
     def attach(layer, args, kwargs):
         kernel, output, absorbed, narrowed = next(steps)
         if narrowed is not None:
             quantizer, name = narrowed
             if name not in narrow:
-                narrow[name] = QuantizedActivation(quantizer, relu=True, name=f"{name}_out")(Narrowing(name=name)(args[0]))
+                narrow[name] = quantized(name, quantizer, True)(Narrowing(name=name)(args[0]))
             args = (narrow[name], *args[1:])
         if not absorbed and layer.name not in made:
             clone = graph.clone_layer(layer)
@@ -137,11 +150,10 @@ def quantize(model, scheme):
             return outputs
         quantizer, group = output
         if group not in quantizers:
-            name = free_name(f"{layer.name}_out", {layer.name for layer in quantizers.values()})
-            quantizers[group] = QuantizedActivation(quantizer, absorbed, layer.max_value if absorbed else None, name=name)
-        return tf.nest.map_structure(quantizers[group], outputs)
+            quantizers[group] = quantized(layer.name, quantizer, absorbed, layer.max_value if absorbed else None)
+        return tf.nest.map_structure(lambda x: quantizers[group](x) if x.dtype.is_floating else x, outputs)  # shapes and masks are exact as they are
 
-    on_input = (lambda x: QuantizedActivation(todo.input, name=f"{x.node.layer.name}_out")(x)) if todo.input else (lambda x: x)
+    on_input = (lambda x: quantized(x.node.layer.name, todo.input)(x)) if todo.input else (lambda x: x)
     student = graph.rebuild(simple, attach, on_input)
     for name, (clone, _) in made.items():
         if name in sources:

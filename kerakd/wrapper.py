@@ -128,7 +128,9 @@ class QuantizedLayer(QuantizeWrapperV2):
         if not self.layer.built:
             self.layer.build(input_shape)
             self.layer.built = True
+        trainable, self.trainable = self.trainable, True  # a file has the variables in the order of a layer that learns
         super().build(input_shape)
+        self.trainable = trainable
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing; likewise below
     def call(self, inputs, training=None, **kwargs):
@@ -141,6 +143,15 @@ class QuantizedLayer(QuantizeWrapperV2):
         finally:
             object.__setattr__(self, "_weight_vars", kept)
             self.quantize_config.set_quantize_weights(self.layer, [weight for weight, _, _ in self._weight_vars])
+
+    @property
+    def trainable_weights(self):
+        """None where it is frozen: upstream trains the kernel and its interval all the same."""
+        return super().trainable_weights if self.trainable else []
+
+    @property
+    def non_trainable_weights(self):
+        return super().non_trainable_weights if self.trainable else super().trainable_weights + super().non_trainable_weights
 
     @property
     def kernels(self):

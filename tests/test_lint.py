@@ -74,7 +74,7 @@ TRAPS = {
     "float tensor": (three, no_activations("^a$"), {"a": "a float output", "b": "a float input"}),
     "wide codes": (three, kerakd.Scheme(kerakd.DoReFa(8), kerakd.Interval(4)), {"b": "codes up to 255"}),
     "called twice": (twice, SCHEME, {"twice": "called 2 times"}),
-    "norm called twice": (norm_twice, SCHEME, {"norm": "one BatchNorm called 2 times"}),
+    "norm called twice": (norm_twice, SCHEME, {"norm": "called 2 times"}),
     "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),
     "unknown": (simple(L.LeakyReLU(name="leaks")), SCHEME, {"leaks": "LeakyReLU is not known"}),
     "causal": (causal, SCHEME, {"c": "a causal Conv1D"}),

@@ -109,7 +109,7 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "x * 0.5": (IMAGE, lambda x: x * 0.5, LINE),
     "x - 0.1": (IMAGE, lambda x: x - 0.1, LINE),
     "x / 2": (IMAGE, lambda x: x / 2.0, LINE),
-    "2 - x": (IMAGE, lambda x: 2.0 - x, KEPT),
+    "2 - x": (IMAGE, lambda x: 2.0 - x, LINE),
     "2 / x": (IMAGE, lambda x: 2.0 / x, KEPT),
     "x * 0.5 - 1 of a ReLU": (IMAGE, lambda x: tf.nn.relu(x) * 0.5 - 1.0, {"Rescaling": 2, "ReLU": 1}),
     "x + channels": (IMAGE, lambda x: x + TABLE[0], LINE),

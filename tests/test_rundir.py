@@ -142,7 +142,7 @@ def test_the_newest_whole_checkpoint_is_restored_and_a_damaged_one_is_named(clai
     newest.write_bytes(newest.read_bytes()[:1])
     (folders[-2] / "metrics.npz").write_bytes(b"PK")
     assert claimed.restore("s", {"value": value}) == ((1, 0), {"loss 0": np.float32(1 / 3)}) and float(value) == 1
-    said = capsys.rea.errerr().out
+    said = capsys.readouterr().err
     assert folders[-1].name in said and folders[-2].name in said
 
 

@@ -523,7 +523,7 @@ def test_images_that_cannot_calibrate_are_refused_and_nothing_is_set(images, rul
     assert len(calibration.uncalibrated(student)) == 2
 
 
-@pytest.mark.parametrize("overrides", [{"^b$": Scheme(Interval(8), Interval(8))}, {}], ids=["override", "sigmoid"])
+@pytest.mark.parametrize("overrides", [{"^b$": Scheme(Interval(6), Interval(6))}, {}], ids=["override", "sigmoid"])
 def test_tensors_of_one_concatenation_with_different_quantizers_are_refused(overrides):
     inputs = keras.Input((6,))
     parts = [L.Dense(3, activation="relu", name="a")(inputs), L.Dense(3, activation="relu" if overrides else "sigmoid", name="b")(inputs)]

@@ -287,7 +287,10 @@ def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, c
         (["--dataset=digits", "--student=resnet8", "--teacher=nowhere.keras", "--phase=trained_teacher:1", "--workdir=NEW"], "which is not there"),
         ([*SMALL_RUN, "--checkpoints=0", "--workdir=NEW"], "--checkpoints: expected 1 or more, received 0"),
         ([*SMALL_RUN, "--checkpoint_every=soon", "--workdir=NEW"], "--checkpoint_every: expected steps"),
-        ([*SMALL_RUN, "--workdir=RUN", "--overwrite", "--student_width=1", "--student=RUN/models/float.keras"], "--student: expected what lies outside the run that --overwrite"),
+        (
+            [*SMALL_RUN, "--workdir=RUN", "--overwrite", "--student_width=1", "--student=RUN/models/float.keras"],
+            "--student: expected what lies outside the run that --overwrite",
+        ),
         ([*SMALL_RUN, "--override=nothing=interval:4/interval:4", "--workdir=NEW"], "expected a pattern that matches a layer"),
     ],
 )

@@ -36,6 +36,8 @@ def to_tflite(model, container="int8", io="float32"):
     graph.check_functional(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise BadInput(f"model: expected one input and one output, received {len(model.inputs)} and {len(model.outputs)}; export a model for each")
+    if None in model.inputs[0].shape[1:]:
+        raise BadInput(f"model: expected images of one size, received {tuple(model.inputs[0].shape[1:])}; build it with the size that it is to have")
     folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
     wrong = [found.name for found in flatfile.matches(data, folded) if not found.equal]
@@ -86,7 +88,7 @@ def _for_one_image(function, spec):
 
 def _kept_float(x):
     """x, for a layer that stays float: without this the converter makes integers of means inside it, rounded to the grid of x."""
-    return x + 1e-30
+    return x + 1e-30 if tf.is_tensor(x) and x.dtype.is_floating else x
 
 
 def _in_float32(layer):

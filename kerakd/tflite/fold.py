@@ -17,13 +17,15 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.kinds import TRANSPARENT, fuses, is_relu
+from kerakd.kinds import TRANSPARENT, fuses, is_exact, is_relu
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import Grid, short
 from kerakd.tflite.ties import avoid_ties
 from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
+STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
+IN_TRAINING = (L.BatchNormalization, L.Dropout, L.SpatialDropout2D, L.GaussianNoise)  # other in training mode than in a file
 
 
 @dataclasses.dataclass
@@ -102,8 +104,8 @@ def fold(model, container="int8"):
 
     Raises: BadInput for a model that was never calibrated, has NaN, float kernels or a layer with weights that is called twice.
     """
-    _check(model)
     calls = graph.calls(model)
+    _check(model, calls)
     grids = {}  # by id of Value
     folded = Folded({}, {}, set(), {})
     for call in calls:
@@ -124,12 +126,18 @@ def fold(model, container="int8"):
     return folded
 
 
-def _check(model):
+def _check(model, calls):
     graph.check_functional(model)
+    for call in calls:
+        if isinstance(call.layer, STEPS) and not call.once:
+            name = call.layer.name
+            raise BadInput(f"model: expected every layer with weights to be called once, received {name!r} called twice; give each call a layer of its own")
+        if isinstance(call.layer, IN_TRAINING) and call.training:
+            raise BadInput(f"model: expected layers that infer, received {call.layer.name!r} called with training=True; leave that to fit")
     missing = uncalibrated(model)
     if missing:
         raise BadInput(f"model: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(model, images) first")
-    for layer in model.layers:
+    for layer in model._flatten_layers():
         for variable in layer.quantizer_variables.values() if isinstance(layer, QuantizedActivation) else ():
             if variable.numpy() <= SMALLEST:
                 raise BadInput(
@@ -143,7 +151,7 @@ def _check(model):
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
-    if not any(isinstance(layer, QuantizedLayer) for layer in model.layers):
+    if not any(isinstance(layer, QuantizedLayer) for layer in model._flatten_layers()):
         raise BadInput(f"model: expected a student made by kerakd.quantize, received {model.name!r} with no quantized layer")
 
 
@@ -157,7 +165,7 @@ def _linear(call, grids, folded, container):
     if isinstance(layer, QuantizedLayer):
         reader = call.sole_reader
         norm = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(_unwrapped(call), reader) else None
-    elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D)):
+    elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D)) or not is_exact(layer):
         return None
     x, y = grids.get(id(call.inputs[0])), output_grid(norm or call, grids)
     if x is None or y is None:
@@ -166,8 +174,6 @@ def _linear(call, grids, folded, container):
         raise BadInput(
             f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers"
         )
-    if not call.once:
-        raise BadInput(f"model: expected a layer with weights to be called once, received {layer.name!r} called twice; give each call a layer of its own")
     if norm:
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.kinds import FLOAT, TRANSPARENT, fuses, is_exact
-from kerakd.tflite.fold import output_grid, pads
+from kerakd.tflite.fold import IN_TRAINING, STEPS, output_grid, pads
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
@@ -51,6 +51,12 @@ def _ends(model, calls):
         yield Finding(model.name, f"{len(model.inputs)} inputs and {len(model.outputs)} outputs, where a file has one of each", "export a model for each", True)
 
 
+def _sizes(model, calls):
+    shape = model.inputs[0].shape[1:]
+    if None in shape:
+        yield Finding(model.name, f"images of any size, {tuple(shape)}, where a file has one", "build it with the size that it is to have", True)
+
+
 def _float_kernels(model, calls):
     for call in calls:
         if kernel_name(call.layer):
@@ -63,7 +69,8 @@ def _float_tensors(model, calls):
     for call in calls:
         if not isinstance(call.layer, QuantizedLayer):
             continue
-        last = _folded(call) or call
+        reader, inner = call.sole_reader, dataclasses.replace(call, layer=call.layer.layer)
+        last = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else call
         sides = [side for side, there in (("input", id(call.inputs[0]) in grids), ("output", output_grid(last, grids))) if not there]
         if sides:
             yield Finding(call.layer.name, f"a float {' and '.join(sides)}", "give the scheme activations, also in its overrides", True)
@@ -87,23 +94,16 @@ def _grids(calls):
 
 
 def _called_twice(model, calls):
-    grids, kernels = _grids(calls), [call for call in calls if isinstance(call.layer, QuantizedLayer)]
-    folded = {id(_folded(call)) for call in kernels}
-    alone = [call for call in calls if isinstance(call.layer, L.BatchNormalization) and id(call) not in folded and _between(call, grids)]
-    for what, those in (("kernel", kernels), ("BatchNorm", alone)):
-        for name, count in collections.Counter(call.layer.name for call in those).items():
-            if count > 1:
-                yield Finding(name, f"one {what} called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
+    counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, STEPS))
+    for name, count in counts.items():
+        if count > 1:
+            yield Finding(name, f"called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
 
 
-def _folded(call):
-    """The call of the BatchNorm that is folded into a kernel's, or None."""
-    reader, inner = call.sole_reader, dataclasses.replace(call, layer=call.layer.layer)
-    return reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(inner, reader) else None
-
-
-def _between(call, grids):
-    return id(call.inputs[0]) in grids and bool(output_grid(call, grids))
+def _called_in_training(model, calls):
+    for call in calls:
+        if call.training and isinstance(call.layer, IN_TRAINING):
+            yield Finding(call.layer.name, "called with training=True, so no file computes what it does", "leave that to fit", True)
 
 
 def _no_integers(model, calls):
@@ -145,4 +145,7 @@ def _constant_kernels(model, calls):
             yield Finding(name, f"every weight has code {code}, and so has another kernel: the int4 container is refused", "train it, or take int8")
 
 
-RULES = (_ends, _float_kernels, _float_tensors, _wide_codes, _called_twice, _no_integers, _padded_averages, _dead_channels, _constant_kernels)
+RULES = (
+    *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training),
+    *(_no_integers, _padded_averages, _dead_channels, _constant_kernels),
+)

@@ -31,7 +31,10 @@ def snap(model, folded=None):
             return args[0]
         if layer.name not in made:
             made[layer.name] = _float64_copy(layer, folded)
-        return made[layer.name][0](*args, **kwargs)
+        clone = made[layer.name][0]
+        if clone.compute_dtype == "float64":
+            return clone(*args, **kwargs)
+        return _cast("float64", clone(*_cast(clone.compute_dtype, args), **_cast(clone.compute_dtype, kwargs)))
 
     snapped = graph.rebuild(model, copy, dtype="float64")
     for clone, values in made.values():
@@ -47,7 +50,13 @@ def _float64_copy(layer, folded):
     if isinstance(layer, QuantizedActivation):
         grid, quantizer = folded.grids[layer.name], _as_interval(layer.quantizer)
         return QuantizedActivation(quantizer, name=layer.name, dtype="float64"), [np.float64(grid.step * quantizer.levels()[1])]
-    return graph.clone_layer(layer, dtype="float64"), layer.get_weights()
+    foreign = isinstance(layer, keras.src.layers.core.tf_op_layer.TFOpLambda) or not type(layer).__module__.startswith("tf_keras.")
+    return graph.clone_layer(layer, dtype="float32" if foreign else "float64"), layer.get_weights()
+
+
+def _cast(dtype, values):
+    """Float tensors among `values` in another dtype: a user's own layer, or an operator with constants in it, takes what it was built for."""
+    return tf.nest.map_structure(lambda x: tf.cast(x, dtype) if hasattr(x, "dtype") and hasattr(x, "shape") and x.dtype.is_floating else x, values)
 
 
 def settle(model):
@@ -64,7 +73,7 @@ def settle(model):
     folded = fold(model)
     settled = keras.models.clone_model(model)
     settled.set_weights(model.get_weights())
-    by_name = {layer.name: layer for layer in settled.layers}
+    by_name = {layer.name: layer for layer in settled._flatten_layers()}
     for name, grid in folded.grids.items():
         variables = by_name[name].quantizer_variables
         if variables:

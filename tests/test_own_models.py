@@ -1,0 +1,293 @@
+"""Models as people write them: what they compute is quantized, trained and shipped, or refused with the reason, never something else in silence."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tf_keras as keras
+from networks import randomize
+from tensorflow_model_optimization.quantization import keras as tfmot
+
+import kerakd
+from kerakd import batchnorm, oscillation
+from kerakd.errors import BadInput
+from kerakd.tflite.runtime import run
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+
+L = keras.layers
+W8, W4 = (kerakd.Scheme(kerakd.Interval(bits), kerakd.Interval(bits)) for bits in (8, 4))
+NOTHING = kerakd.Scheme(None, None, first=None, last=None)
+SHAPE = (8, 8, 8)  # an axis of any other meaning has as many entries
+IMAGES = np.random.default_rng(0).normal(size=(24, *SHAPE)).astype(np.float32)
+
+
+def net(body, shape=SHAPE, head=True):
+    """`body` on images, with logits behind it, and weights as training leaves them."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(shape)
+    outputs = body(inputs)
+    return randomize(keras.Model(inputs, L.Dense(5, name="logits")(L.Flatten()(outputs)) if head else outputs))
+
+
+def calibrated(model, images=IMAGES, scheme=W8):
+    student = kerakd.quantize(model, scheme)
+    kerakd.calibrate(student, images)
+    return student
+
+
+# ---- What the file computes ----------------------------------------------------------------------------------------------------------------------
+
+
+class Block(L.Layer):
+    """A residual block as a layer of its own, with layers inside."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.first, self.norm, self.second = L.Conv2D(8, 3, padding="same"), L.BatchNormalization(), L.Conv2D(8, 1)
+
+    def call(self, inputs, training=None):
+        return inputs + self.second(tf.nn.relu(self.norm(self.first(inputs), training=training)))
+
+
+def conv(x, **kwargs):
+    return L.Conv2D(8, 3, padding="same", **kwargs)(x)
+
+
+BODIES = {  # and whether all of it is integers
+    "norm over rows behind a convolution": (lambda x: L.ReLU()(L.BatchNormalization(axis=1)(conv(x))), False),
+    "norm over columns alone": (lambda x: conv(L.BatchNormalization(axis=2)(L.MaxPooling2D()(conv(x)))), False),
+    "concat": (lambda x: tf.concat([conv(x, activation="relu"), conv(x)], -1), True),
+    "concat of rows": (lambda x: tf.concat([conv(x, activation="relu"), conv(x)], 1), False),
+    "reshape": (lambda x: tf.reshape(conv(x, activation="relu"), [-1, 512]), True),
+    "reshape by its shape": (lambda x: tf.reshape(conv(x), [tf.shape(x)[0], 512]), False),
+    "gate": (lambda x: (y := conv(x)) * L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling2D()(y))[:, None, None, :], False),
+    "crop": (lambda x: conv(x)[:, 1:-1], False),
+    "largest": (lambda x: tf.reduce_max(conv(x), [1, 2]), False),
+    "one minus": (lambda x: 1.0 - conv(x, activation="relu"), True),
+    "one over": (lambda x: 1.0 / (3.0 + conv(x, activation="relu")), False),
+    "where": (lambda x: tf.where((y := conv(x)) > 0, y, y * 0.1), False),
+    "a layer of layers": (lambda x: Block()(conv(x, activation="relu")), False),
+    "frozen": (lambda x: L.ReLU()(L.BatchNormalization(trainable=False)(conv(x, trainable=False))), True),
+    "names that quantizers would take": (lambda x: conv(conv(x, name="conv", activation="relu"), name="conv_relu_out"), True),
+}
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_the_file_answers_as_the_student_does(name):
+    body, exact = BODIES[name]
+    student = calibrated(net(body))
+    data = kerakd.to_tflite(student)
+    proof, ours, files = kerakd.verify(student, data, IMAGES), student(IMAGES).numpy(), run(data, IMAGES)
+    assert proof.logits_equal > 0.98 and proof.exact >= exact, proof
+    assert np.abs(ours - files).max() < 0.02 * np.ptp(ours)
+    assert np.abs(ours - net(body)(IMAGES)).max() < 0.1 * np.ptp(ours)  # 8 bits are near to float
+    assert bool(kerakd.lint(student)) != exact
+
+
+def once_behind_a_kernel_and_once_alone(x):
+    norm = L.BatchNormalization(name="norm")
+    y = L.ReLU()(norm(conv(x)))
+    return norm(L.Add()([y, conv(y)]))
+
+
+REFUSED = {
+    "called in training mode": (lambda x: L.BatchNormalization(name="norm")(conv(x), training=True), "'norm' called with training=True"),
+    "dropout in training mode": (lambda x: L.Dropout(0.5, name="drop")(conv(x), training=True), "'drop' called with training=True"),
+    "a norm in two places": (once_behind_a_kernel_and_once_alone, "every layer with weights to be called once, received 'norm' called twice"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_no_file_computes_is_found_by_lint_and_refused(name):
+    body, message = REFUSED[name]
+    student = calibrated(net(body))
+    assert [finding.refused for finding in kerakd.lint(student)] == [True]
+    with pytest.raises(BadInput, match=message):
+        kerakd.to_tflite(student)
+
+
+def test_images_of_any_size_train_and_are_refused_by_the_file():
+    student = calibrated(net(lambda x: L.GlobalAveragePooling2D()(conv(x, activation="relu")), (None, None, 8)))
+    assert student(IMAGES[:, :5]).shape == (24, 5)
+    assert [str(finding).split(";")[0] for finding in kerakd.lint(student)] == [f"{student.name}: images of any size, (None, None, 8), where a file has one"]
+    with pytest.raises(BadInput, match="expected images of one size, received .None, None, 8."):
+        kerakd.to_tflite(student)
+
+
+# ---- Which bits ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def bits(student):
+    """{name: bits of a kernel or of a tensor's quantizer}."""
+    kernels = {layer.name: layer.kernels[0][1].bits for layer in student.layers if isinstance(layer, QuantizedLayer)}
+    return kernels | {layer.name: layer.quantizer.bits for layer in student.layers if isinstance(layer, QuantizedActivation)}
+
+
+def pooled_logits(x):
+    return L.GlobalAveragePooling2D(name="pool")(conv(conv(conv(x), activation="relu", name="before"), activation="relu", name="last"))
+
+
+def joined(x):
+    x = conv(x, activation="relu")
+    y = [L.GlobalAveragePooling2D(name=name)(y) for name, y in (("a", x), ("b", conv(x, activation="relu", name="branch")))]
+    return L.Dense(5, name="last")(L.Concatenate()(y))
+
+
+def two_heads(x):
+    x = L.GlobalAveragePooling2D(name="pool")(conv(conv(x, activation="relu"), activation="relu", name="before"))
+    return [L.Dense(5, name=name)(x) for name in ("a", "b")]
+
+
+@pytest.mark.parametrize(
+    "body, eight, four",
+    [
+        (pooled_logits, {"before_relu_out", "last", "last_relu_out", "pool_out"}, {"before"}),
+        (joined, {"a_out", "last", "last_out"}, {"branch", "branch_relu_out"}),
+        (two_heads, {"pool_out", "a", "a_out", "b", "b_out"}, {"before", "before_relu_out"}),
+    ],
+)
+def test_the_last_layers_their_inputs_and_the_outputs_have_8_bits(body, eight, four):
+    found = bits(kerakd.quantize(net(body, head=False), W4))
+    assert {name: found[name] for name in eight | four} == dict.fromkeys(eight, 8) | dict.fromkeys(four, 4)
+
+
+def adapted(data):
+    layer = L.Normalization()
+    layer.adapt(data)
+    return layer
+
+
+SENSORS = (np.random.default_rng(1).normal(size=(64, 32, 4)) * [1, 2, 3, 4]).astype(np.float32)
+PIXELS = np.random.default_rng(2).integers(0, 256, (64, 8, 8, 3)).astype(np.float32)
+INPUTS = {  # what the model does to its input, images, and whether they are taken for pixels
+    "nothing": (lambda x: x, SENSORS, False),
+    "Normalization of sensors": (adapted(SENSORS), SENSORS, False),
+    "half": (lambda x: x * 0.5, SENSORS, False),
+    "Rescaling": (L.Rescaling(1 / 127.5, -1), PIXELS, True),
+    "by 255": (lambda x: x / 255.0, PIXELS, True),
+    "Normalization of pixels": (adapted(PIXELS), PIXELS, True),
+    "their mean away": (lambda x: x - tf.constant([123.7, 116.8, 103.9]), PIXELS, True),
+}
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_the_inputs_grid_holds_what_the_model_takes(name):
+    first, images, pixels = INPUTS[name]
+    kernel = L.Conv1D(8, 3, activation="relu") if images.ndim == 3 else L.Conv2D(8, 3, activation="relu")
+    model = net(lambda x: kernel(first(x)), images.shape[1:])
+    student = calibrated(model, images)
+    assert student.layers[1].quantizer.levels() == ((0, 255) if pixels else (-128, 127))
+    assert np.abs(student(images) - model(images)).max() < 0.05 * np.ptp(model(images))
+    if pixels:
+        with pytest.raises(BadInput, match="images: expected pixels, 0 and more, as the model begins with a rescaling of them, received -"):
+            kerakd.calibrate(student, images - 300)
+
+
+# ---- Training ------------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_frozen_layer_stays_and_is_saved_in_its_order(tmp_path):
+    model = net(lambda x: conv(conv(x, name="stem", trainable=False, activation="relu"), name="new", activation="relu"))
+    student = calibrated(model, scheme=W4)
+    assert not [v.name for v in student.trainable_variables if "stem/" in v.name] and [v.name for v in student.trainable_variables if "new/" in v.name]
+    before, student.get_layer("new").trainable = student.get_weights(), False
+    assert not [v.name for v in student.trainable_variables if "new/" in v.name]
+    np.testing.assert_array_equal(student(IMAGES), calibrated(model, scheme=W4)(IMAGES))
+    distiller = kerakd.Distiller(student=student, mode="alone")
+    distiller.compile(keras.optimizers.Adam(0.01))
+    distiller.fit(IMAGES, np.arange(24) % 5, verbose=0)
+    moved = {v.name for v, old in zip(student.weights, before, strict=True) if not np.array_equal(v, old)}
+    assert "logits/kernel:0" in moved and not [name for name in moved if name.startswith(("stem/", "new/"))]
+    student.save(tmp_path / "student.keras")
+    with kerakd.quantize_scope():
+        np.testing.assert_array_equal(keras.models.load_model(tmp_path / "student.keras")(IMAGES), student(IMAGES))
+
+
+def two_inputs():
+    images, numbers = keras.Input((8, 8, 8), name="img"), keras.Input((3,), name="aux")
+    x = L.Flatten()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(images))))
+    return keras.Model([images, numbers], L.Dense(5)(L.Concatenate()([x, L.Dense(4, activation="relu")(numbers)])))
+
+
+def test_several_inputs_are_taken_as_keras_takes_them():
+    numbers, labels = IMAGES[:, 0, 0, :3], np.arange(24) % 5
+    listed, named = [IMAGES, numbers], {"img": IMAGES, "aux": numbers}
+    found = []
+    for inputs in (listed, named):
+        keras.utils.set_random_seed(0)
+        student = kerakd.quantize(two_inputs(), W4)
+        kerakd.calibrate(student, inputs)
+        distiller = kerakd.Distiller(student=student, mode="alone")
+        distiller.compile(keras.optimizers.Adam(0.01), metrics=["accuracy"])
+        distiller.fit(inputs, labels, validation_data=(inputs, labels), shuffle=False, verbose=0)
+        batchnorm.reestimate(student, [inputs] * 2)
+        found.append(student.get_weights())
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(BadInput, match=r"images: expected \(None, 8, 8, 8\), \(None, 3\), one image or more, received \(24, 3\)"):
+        kerakd.calibrate(student, [numbers, IMAGES])
+
+
+def test_a_student_inside_another_model_is_watched():
+    student = calibrated(net(lambda x: conv(conv(x, activation="relu"), activation="relu")), scheme=W4)
+    inputs = keras.Input(SHAPE)
+    around = keras.Model(inputs, student(inputs))
+    assert len(oscillation.kernels(around)) == len(oscillation.kernels(student)) == 1
+    assert float(oscillation.dampening(around)) == float(oscillation.dampening(student)) > 0
+
+
+# ---- Refusals ------------------------------------------------------------------------------------------------------------------------------------
+
+
+class Wrapped(keras.Model):
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs / 255.0, training=training)
+
+
+def wrapped():
+    model = net(conv)
+    return Wrapped(model.inputs, model.outputs)
+
+
+def with_nan():
+    model = net(conv)
+    model.get_layer("logits").kernel.assign(model.get_layer("logits").kernel * np.nan)
+    return model
+
+
+def ends_in(function):
+    return lambda: net(lambda x: function(L.Dense(5)(L.Flatten()(conv(x)))), head=False)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (wrapped, "received Wrapped, which has a call.. of its own; put what that adds into layers"),
+        (with_nan, "expected finite weights, received NaN or infinity in 'logits/kernel:0'"),
+        (lambda: net(lambda x: conv(x, activity_regularizer="l2", name="c")), "expected no activity_regularizer, received one of 'c'"),
+        (lambda: tfmot.quantize_annotate_model(net(conv)), "expected layers of Keras, received '.*', tfmot's QuantizeAnnotate; take the model before"),
+        (lambda: net(lambda x: conv(L.Rescaling(np.ones((8, 1, 1)), name="by_row")(x))), "for all or for each channel, received those of 'by_row' by place"),
+        (ends_in(tf.nn.softmax), "expected logits, received probabilities: 'tf.nn.softmax' ends in"),
+        (ends_in(lambda x: L.Reshape((5,))(L.Activation("softmax", name="soft")(x))), "expected logits, received probabilities: 'soft' ends in"),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(make, message):
+    with pytest.raises(BadInput, match=message):
+        kerakd.quantize(make(), W8)
+
+
+def test_a_rank_4_conv1d_is_quantized():
+    model = net(lambda x: L.Conv1D(6, 3, activation="relu")(x), (4, 20, 3))
+    images = np.random.default_rng(0).normal(size=(8, 4, 20, 3)).astype(np.float32)
+    np.testing.assert_allclose(kerakd.quantize(model, NOTHING)(images), model(images), atol=1e-5)
+
+
+@pytest.mark.parametrize("images", [None, "images", object()])
+def test_what_are_no_images_do_not_calibrate(images):
+    with pytest.raises(BadInput, match="images: expected "):
+        kerakd.calibrate(kerakd.quantize(net(conv), W8), images)
+
+
+def test_a_student_of_two_outputs_is_refused():
+    student = kerakd.quantize(net(two_heads, head=False), W8)
+    with pytest.raises(BadInput, match="student: expected one output, the logits, received 2"):
+        kerakd.Distiller(student=student, mode="alone")
