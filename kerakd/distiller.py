@@ -285,21 +285,21 @@ class Distiller(keras.Model):
         if y is None and not self.mode.frozen_teacher:
             raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
         replicas = _replicas()
-        heard, theirs = self._heard(x) if self.mode.frozen_teacher else ([], [])
+        teacher_logits, teacher_features = self._teachers_say(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
         carried = self.carry() if replicas == 1 else contextlib.nullcontext()
         with tf.GradientTape(persistent=True) as tape, carried:
-            logits, *mine = self.hints.student(x["student"], training=True) if theirs else [self.student(x["student"], training=True)]
+            logits, *student_features = self.hints.student(x["student"], training=True) if teacher_features else [self.student(x["student"], training=True)]
             if self.mode.teacher_learns:
-                heard = [self.teachers[0](self._teacher_views(x)[0], training=True)]
+                teacher_logits = [self.teachers[0](self._teacher_views(x)[0], training=True)]
             hard = 0.0 if y is None else self._hard(y, logits, sample_weight)
-            soft = self._mean(self._soft(logits, heard, y), sample_weight) if heard else 0.0
+            soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
             loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
-            if theirs:
-                loss += self._mean(self.hints(mine, theirs), sample_weight)
+            if teacher_features:
+                loss += self._mean(self.hints(student_features, teacher_features), sample_weight)
             if self.dampening is not None:
                 loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
-            teacher_loss = self._teacher_loss(y, heard, logits, sample_weight) if self.mode.teacher_learns else None
+            teacher_loss = self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None
             total = loss if teacher_loss is None else loss + teacher_loss
             shares = [value if value is None or replicas == 1 else value / replicas for value in (loss, teacher_loss)]  # gradients are summed
         if replicas > 1:  # a loss that is not finite in one of them stops all, and at the same step
@@ -338,7 +338,7 @@ class Distiller(keras.Model):
     def _teacher_views(self, x):
         return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
 
-    def _heard(self, x):
+    def _teachers_say(self, x):
         """(the frozen teachers' logits on a batch: given, remembered or computed; the first teacher's outputs at the hints)."""
         if "logits" in x:
             if self.hints is not None:
@@ -351,8 +351,8 @@ class Distiller(keras.Model):
         if self.hints is None:
             return tf.unstack(self.ask(x), axis=1), []
         views = self._teacher_views(x)
-        first, *theirs = self.hints.teacher(views[0], training=False)
-        return [first, *(teacher(view, training=False) for teacher, view in zip(self.teachers[1:], views[1:], strict=True))], theirs
+        first, *teacher_features = self.hints.teacher(views[0], training=False)
+        return [first, *(teacher(view, training=False) for teacher, view in zip(self.teachers[1:], views[1:], strict=True))], teacher_features
 
     def ask(self, x):
         """What frozen teachers say of a batch of images, or of a dict of views: float32 [n, teachers, C]."""
@@ -360,19 +360,19 @@ class Distiller(keras.Model):
         said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, views, strict=True)]
         return tf.stack(said, axis=1)
 
-    def _soft(self, logits, heard, y):
+    def _soft(self, logits, teacher_logits, y):
         """The soft loss of all teachers, [n]."""
         if self.ensemble == "mean":
-            mean = sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.teacher_weights, heard, strict=True)) / sum(self.teacher_weights)
+            mean = sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.teacher_weights, teacher_logits, strict=True)) / sum(self.teacher_weights)
             return self._soft_loss(logits, mean, y)
-        return sum(weight * self._soft_loss(logits, z, y) for weight, z in zip(self.teacher_weights, heard, strict=True))
+        return sum(weight * self._soft_loss(logits, z, y) for weight, z in zip(self.teacher_weights, teacher_logits, strict=True))
 
-    def _soft_loss(self, learner, told, y):
+    def _soft_loss(self, learner, target, y):
         if self.soft_loss not in losses.WITH_LABELS:
-            return self.soft_loss(learner, told, self.temperature)
+            return self.soft_loss(learner, target, self.temperature)
         if y is None:
             raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")
-        return self.soft_loss(learner, told, self.temperature, tf.reshape(y, [-1]))
+        return self.soft_loss(learner, target, self.temperature, tf.reshape(y, [-1]))
 
     def _at_this_step(self, value):
         return value(self.optimizer.iterations) if callable(value) else value
@@ -386,10 +386,10 @@ class Distiller(keras.Model):
         results = self.compute_metrics(x, y, logits, sample_weight)
         return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss", "oscillating")}
 
-    def _teacher_loss(self, y, heard, logits, sample_weight):
-        loss = self._hard(y, heard[0], sample_weight) + _sum(self.teachers[0].losses)
+    def _teacher_loss(self, y, teacher_logits, logits, sample_weight):
+        loss = self._hard(y, teacher_logits[0], sample_weight) + _sum(self.teachers[0].losses)
         if self.mode.teacher_listens:
-            loss += self.soft_weight * self._mean(self._soft_loss(heard[0], logits, y), sample_weight)
+            loss += self.soft_weight * self._mean(self._soft_loss(teacher_logits[0], logits, y), sample_weight)
         return loss
 
     @staticmethod

@@ -47,10 +47,11 @@ class RunDirectory:
 
     own: False for a worker that is not the chief: it reads the run and writes what it has to write into a folder that is deleted
     with this object, as the workers' variables can only be read by all of them together.
+    flag: the one that names the run, for errors.
     """
 
-    def __init__(self, path, own=True):
-        self.path = pathlib.Path(path)
+    def __init__(self, path, own=True, flag="run"):
+        self.path, self.flag = pathlib.Path(path), flag
         self._aside = None if own else tempfile.TemporaryDirectory(prefix="kerakd_")  # until this object goes
         self.written = self.path if own else pathlib.Path(self._aside.name)
         self._let_go = lambda: None  # what `claim` took
@@ -183,14 +184,14 @@ class RunDirectory:
     def load_model(self, name):
         """Raises: BadInput if the run has no such model."""
         if not self.has_model(name):
-            raise BadInput(f"--run: expected {self.model_path(name)}, received none; is the run complete?")
+            raise BadInput(f"--{self.flag}: expected {self.model_path(name)}, received none; is the run complete?")
         return load_model(self.model_path(name))
 
     def results(self):
         """Raises: BadInput if the run is not complete."""
         if not self.complete:
             raise BadInput(
-                f"--run: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume"
+                f"--{self.flag}: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume"
             )
         return json.loads((self.path / "results.json").read_text())
 

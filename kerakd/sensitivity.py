@@ -171,7 +171,7 @@ def main():
     config = config_module.read(directory.path / "flags.cfg")
     if options.budget and config.override:
         raise BadInput(f"--budget: expected a run without --override, whose patterns would come first, received {', '.join(config.override)}")
-    trained = RunDirectory(options.trained).results() if options.trained else {}
+    trained = RunDirectory(options.trained, flag="trained").results() if options.trained else {}
     net = _float_net(directory, config)
     train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
     count = min(options.images, train.count)

@@ -159,7 +159,7 @@ def test_a_table_of_codes_that_exists_is_kept_and_its_folder_has_to_be_there(exp
 # What a proof has to show
 
 
-DEFAULT = ("codes", "int8", "unpacked", "emulated")
+DEFAULT = ("codes", "int8", "unpacked", "emulated", "kept")
 
 
 def test_everything_is_required_unless_something_is_named():
@@ -174,7 +174,7 @@ def test_everything_is_required_unless_something_is_named():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"require": ("int8", "speed")}, "--require: expected some of codes, int8, unpacked, emulated, none, received 'speed'"),
+        ({"require": ("int8", "speed")}, "--require: expected some of codes, int8, unpacked, emulated, kept, none, received 'speed'"),
         ({"codes": "codes.txt"}, "--codes: expected a .npz file, received codes.txt"),
         ({"images": -1}, "--images: expected 0 or more, received -1"),
     ],
@@ -195,6 +195,9 @@ WORSE = {  # a proof that falls short: of which container, in what, and which re
     "a logit of int4": ("int4", {"logits_equal": 0.5, "top1_equal": 0.9}, []),
     "a logit of int4 is not as emulated": ("int4", {"emulated_equal": 0.999}, ["emulated"]),
     "int4 can not be emulated": ("int4", {"emulated_equal": None}, ["emulated"]),
+    "one class in 50 is another by int8": ("int8", {"moved_top1": 0.98, "images": 1000}, ["kept"]),
+    "one class in 50 is another by int4": ("int4", {"moved_top1": 0.98, "images": 1000}, []),
+    "one class of 20 is another": ("int8", {"moved_top1": 0.95, "images": 20}, []),
     "int8 is not as emulated": ("int8", {"emulated_equal": 0.999}, []),
 }
 

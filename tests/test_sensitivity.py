@@ -97,7 +97,7 @@ def test_the_program_proposes_widths_that_train(complete_run, tmp_path):
         (["--run=RUN", "--widths=2,2"], "each once"),
         (["--run=RUN", "--images=0"], "--images: expected 1 or more"),
         (["--run=RUN", "--picture=x.gif"], "--picture: expected a .png file"),
-        (["--run=RUN", "--trained=nowhere"], "expected a complete run"),
+        (["--run=RUN", "--trained=nowhere"], "--trained: expected a complete run"),
     ],
 )
 def test_bad_input_gets_one_line(refusal, complete_run, arguments, message):

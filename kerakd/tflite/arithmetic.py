@@ -1,7 +1,7 @@
-"""NumPy models of what XNNPACK's int8 kernels compute, to the bit.
+"""NumPy models of what the int8 kernels of XNNPACK, of LiteRT itself and of TFLite Micro compute, to the bit.
 
 A quantization is (scale, zero point), the scale as the float32 that the file holds. `acc` is the sum of products of
-codes less their zero points, plus the bias. Each function is tested against the runtime (tests/test_arithmetic.py).
+codes less their zero points, plus the bias. Each function is tested against its runtime (tests/test_arithmetic.py, tests/test_arithmetic_builtin.py).
 """
 
 import math
