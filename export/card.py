@@ -23,6 +23,7 @@ def versions():
 
 
 def as_json(card):
+    """The card for a program."""
     proofs = {key: {**dataclasses.asdict(proof), "exact": proof.exact, "text": str(proof)} for key, proof in card["proofs"].items()}
     return json.dumps({**card, "proofs": proofs}, indent=1) + "\n"
 

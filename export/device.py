@@ -166,6 +166,7 @@ def add_peak(file, threads):
 
 
 def measure_here(options, files):
+    """Adds what LiteRT on this machine needs for each of `files`: operators outside XNNPACK, milliseconds, megabytes."""
     for file in files:
         add_delegation(file)
     for threads in options.thread_counts():
@@ -225,6 +226,7 @@ def parse(text, threads):
 
 
 def measure_phone(options, files):
+    """Adds the milliseconds that benchmark_model says on a phone."""
     for command, timed in commands(options, files):
         process = answer(command)
         if timed:

@@ -195,6 +195,7 @@ class Network:
         return [_packed(tensor.numbers, bits[key]) for key, tensor in self.tensors.items()]
 
     def footprint(self, bits_w, bits_a, batch=1):
+        """The Footprint at bits_w-bit kernels and bits_a-bit activations, the ends as `scheme_of` has them. Raises: BadInput for no image."""
         if batch < 1:
             raise BadInput(f"batch: expected 1 image or more, received {batch}; 1 is the default")
         todo = plan(self.model, scheme_of(bits_w, bits_a))

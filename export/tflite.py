@@ -95,6 +95,7 @@ class Export:
         return [(name, accuracy) for name, accuracy in self.results.items() if name.split("_")[0] == kind]
 
     def float_rows(self):
+        """Rows of the table for the float networks of the run."""
         for name, title in (("teacher", "teacher, float32"), ("float", "student, float32")):
             if self.directory.has_model(name):
                 yield self.row(title, self.results[name], float_file(self.directory.load_model(name)))

@@ -104,6 +104,7 @@ class TeacherCache:
         return (np.array(logits[int(batch)]) if there else np.zeros(self.shape, np.float32)), there
 
     def write(self, epoch, batch, said):
+        """Keeps the logits `said` [batch size, teachers, classes] of one batch, and marks it as kept after that."""
         logits, marks = self._epoch(int(epoch))
         logits[int(batch)] = said
         marks[int(batch)] = 1

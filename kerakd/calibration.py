@@ -127,6 +127,7 @@ def _told(wrapper, fit):
 
 
 def fit_weight_intervals(model, rule):
+    """Sets the intervals of the kernels alone, each from its kernel, by a key of RULES."""
     for layer in model._flatten_layers():
         if isinstance(layer, QuantizeWrapper):
             for kernel, quantizer, variables in layer._weight_vars:

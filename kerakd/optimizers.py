@@ -63,7 +63,7 @@ class Restarts(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class Ramp(keras.optimizers.schedules.LearningRateSchedule):
-    """From `start` to `end` in `steps`, on half a cosine."""
+    """From `start` at step 0 to `end` at step `steps` and after it, on half a cosine. Steps are those of the optimizer."""
 
     def __init__(self, start, end, steps):
         self.start, self.end, self.steps = start, end, steps

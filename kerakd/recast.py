@@ -19,6 +19,7 @@ def recast(model, policy="float32", synchronized=False):
     Args:
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
         synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
+    Returns: a functional model; the caller's is not touched.
     """
     stay = _last_layers(model)
     if {device.device_type for device in tf.config.list_logical_devices()} == {"CPU"}:

@@ -40,6 +40,7 @@ class Run:
 
     @property
     def scheme(self):
+        """What papers call its phases: the scheme of a single one, else its modes."""
         return SCHEMES.get(self.modes[0], self.modes[0]) if len(self.modes) == 1 else " + ".join(self.modes)
 
     @property
@@ -82,6 +83,7 @@ class Gain:
 
 
 def mean_of(accuracies):
+    """The mean over {seed: accuracy}."""
     return float(np.mean(list(accuracies.values())))
 
 

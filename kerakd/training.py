@@ -164,6 +164,7 @@ class Training:
         return {"hard_weight": c.hard_weight, "soft_weight": c.soft_weight} if MODES[mode].teacher else {}
 
     def distiller(self, stage, student, teachers):
+        """The Distiller of a stage, not compiled: of losses and teachers what the flags say, of their weights what `enter` is told."""
         c = self.config
         asked = {}
         if teachers:

@@ -48,12 +48,14 @@ class _Builder(flatbuffers.Builder):
 
 
 def write(model):
+    """The bytes of a file that `read` took apart."""
     builder = _Builder(1 << 20)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
 
 
 def op_name(model, operator):
+    """The name of an operator's kind, as "CONV_2D"."""
     code = model.operatorCodes[operator.opcodeIndex]
     return OPS[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
