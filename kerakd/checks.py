@@ -26,7 +26,7 @@ def check_labels(labels, classes):
 
 def check_teacher(teacher, student):
     """Raises BadInput for a teacher of other classes, or of probabilities."""
-    if isinstance(teacher, keras.Model) and not getattr(teacher, "_is_graph_network", False):
+    if isinstance(teacher, keras.Model) and not graph.is_functional(teacher):
         said = teacher(tf.zeros([2, *student.input_shape[1:]]), training=False)  # subclassed: it is only called, never looked into
         theirs = said.shape[-1]
         if bool(tf.reduce_all((said >= 0) & (tf.abs(tf.reduce_sum(said, -1, keepdims=True) - 1) < 1e-3))):

@@ -9,6 +9,12 @@ import tf_keras as keras
 from kerakd.errors import BadInput
 
 
+def is_functional(model):
+    """Whether a tf_keras model is made of layers and computes what they do, and nothing else."""
+    own = type(model).call not in (keras.Sequential.call, keras.src.engine.functional.Functional.call)
+    return getattr(model, "_is_graph_network", False) and not own
+
+
 def check_functional(model, argument="model"):
     """Raises BadInput unless `model` is a built tf_keras functional or Sequential model."""
     if any(cls.__module__.startswith("keras.") for cls in type(model).__mro__):
@@ -25,7 +31,7 @@ def check_functional(model, argument="model"):
             else "write it as keras.Model(inputs, outputs): the body of its call() applied to a keras.Input"
         )
         raise BadInput(f"{argument}: expected a functional or built Sequential model, received {type(model).__name__}, which has no layer graph; {remedy}")
-    if type(model).call not in (keras.Sequential.call, keras.src.engine.functional.Functional.call):
+    if not is_functional(model):
         raise BadInput(
             f"{argument}: expected a model that computes what its layers do, received {type(model).__name__}, which has a call() of its own; "
             "put what that adds into layers"

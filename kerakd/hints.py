@@ -4,6 +4,7 @@ import tf_keras as keras
 
 from kerakd import losses
 from kerakd.errors import BadInput
+from kerakd.graph import check_functional
 
 
 class Hints:
@@ -15,7 +16,7 @@ class Hints:
         loss: a key of losses.FEATURES. "hint" compares values: a 1x1 convolution, which learns, brings the student's channels
             to the teacher's. "attention" compares where the energy is: only the sizes of the images have to agree.
         weight: of all pairs together.
-    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ.
+    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ, a teacher that is not made of layers alone.
 
     Attributes `student` and `teacher` are the same networks, answering [logits, the layers' outputs ...].
     """
@@ -23,6 +24,7 @@ class Hints:
     def __init__(self, student, teacher, pairs, loss="hint", weight=1.0):
         if loss not in losses.FEATURES:
             raise BadInput(f"hint_loss: expected one of {', '.join(losses.FEATURES)}, received {loss!r}")
+        check_functional(teacher, "teacher")
         self.loss, self.weight = losses.FEATURES[loss], weight
         self.student = keras.Model(student.inputs, [student.output, *(_output(student, mine, "student") for mine, _ in pairs)])
         self.teacher = keras.Model(teacher.inputs, [teacher.output, *(_output(teacher, theirs, "teacher") for _, theirs in pairs)])

@@ -454,6 +454,23 @@ def test_a_subclassed_teacher_is_only_called():
     assert train(taught(teacher=Constant()))["soft_loss"] == pytest.approx([kl(np.array([[3.0, 0.5, -2.0]]), z, 1.0)], rel=1e-4)
 
 
+class Halved(keras.Model):
+    """A functional model with a call() of its own."""
+
+    def call(self, inputs, training=None, mask=None):
+        return super().call(inputs, training=training) / 2
+
+
+def halved():
+    model = net(2)
+    return Halved(model.inputs, model.outputs)
+
+
+def test_a_functional_teacher_with_a_call_of_its_own_is_only_called():
+    z_s, z_t = np.float64(net(1)(X, training=True)), np.float64(net(2)(X)) / 2
+    assert train(taught(teacher=halved()))["soft_loss"] == pytest.approx([kl(z_t, z_s, 1.0)], rel=1e-4)
+
+
 # ---- Refusals ------------------------------------------------------------------------------------------------------------------------------------
 
 
@@ -491,6 +508,7 @@ def keras_3_net():
         (lambda: {"student": net(1), "teacher": net(2), "ensemble": "vote"}, "ensemble: expected one of sum, mean, received 'vote'"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [1, 2]}, "teacher_weights: expected a positive number for each of 1 teachers"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [0]}, r"teacher_weights: expected a positive number.*received \[0\]"),
+        (lambda: {"student": net(1), "teacher": halved(), "hints": [HINT]}, "teacher: expected a model that computes what its layers do, received Halved"),
         (lambda: {"student": net(1), "mode": "alone", "hints": [HINT]}, "hints: expected a teacher beside them, received none"),
         (lambda: {"student": net(1), "teacher": net(2), "mode": "co_study", "hints": [HINT]}, "hints: expected none in mode 'co_study'"),
         (lambda: {"student": net(1), "teacher": net(2), "hints": [HINT], "teacher_cache": object()}, "hints: expected none beside teacher_cache"),
