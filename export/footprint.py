@@ -45,7 +45,6 @@ with quiet.native_chatter_off():
     from export.footprint_figure import READINGS, ROWS, figure_of, flat, table
     from kerakd import commandline, graph, models
     from kerakd.commandline import flag
-    from kerakd.config import is_file
     from kerakd.errors import BadInput
     from kerakd.kinds import TRANSPARENT, fuses
     from kerakd.plan import plan
@@ -53,6 +52,7 @@ with quiet.native_chatter_off():
     from kerakd.rewrite import simplify
     from kerakd.rundir import load_model, write_aside
     from kerakd.scheme import Scheme, is_quantized
+    from kerakd.teachers import is_file
     from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers

@@ -4,18 +4,14 @@ import dataclasses
 import re
 import typing
 
-from kerakd import augment, augmenters, calibration, commandline, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import augment, calibration, commandline, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import config_rules as rules
 from kerakd.commandline import flag
 from kerakd.errors import BadInput
 from kerakd.modes import MODES
-from kerakd.teachers import VALUES, Teacher
+from kerakd.teachers import VALUES, Teacher, is_file
 
 HALVES = ("bfloat16", "float16")
-
-
-def is_file(name):
-    """Whether a network is that of a model file rather than one by name."""
-    return name.endswith((".keras", ".h5"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,151 +99,17 @@ class Config:
     max_epochs: int = flag(0, "no phase is longer than this; 0: as given")
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, choices = getattr(self, field.name), field.metadata["choices"]
-            optional = field.default == "" or value is None
-            if choices and value not in choices and not (optional and value == "") and not (field.metadata["file"] and is_file(value)):
-                also = ", or a .keras or .h5 file" if field.metadata["file"] else ""
-                raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}{also}, received {value!r}")
-            if isinstance(value, (int, float)) and not value >= 0:
-                raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
-        for name in ("dataset", "student", "phase"):
-            if not getattr(self, name):
-                raise BadInput(f"--{name}: expected a value, received none; take a file of configs/ with --flagfile, or give --{name}={_EXAMPLES[name]}")
-        for name in (
-            "seeds",
-            "batch_size",
-            "shrink",
-            "ensemble_views",
-            "temperature",
-            "student_width",
-            "teacher_width",
-            "calibration_images",
-            "steps_per_execution",
-        ):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"--{name}: expected more than 0, received {getattr(self, name)}")
-        for who, files in (("student", is_file(self.student)), ("teacher", any(is_file(one.network) for one in self.teachers()))):
-            if files and getattr(self, f"{who}_width") != 1:
-                raise BadInput(f"--{who}_width: expected none beside a file, received {getattr(self, f'{who}_width')}; the file's network is as it is")
-        self._check_teachers()
-        self._check_phases()
-        self._check_schedule()
-        self._check_learning()
-        self._check_augment()
-        self._check_labels()
-        self._check_frozen()
-        self._check_read()
+        rules.check(self)
         self.hints()
         self.scheme()
 
-    def _check_teachers(self):
-        for one in self.teachers():
-            if not is_file(one.network) and one.network not in models.BY_NAME:
-                raise BadInput(f"--teacher: expected one of {', '.join(models.BY_NAME)}, or a .keras or .h5 file, received {one.network!r}")
-            if not is_file(one.network) and one.values != "-1..1":
-                raise BadInput(f"--teacher: expected values for files alone, received {one.values!r} for {one.network!r}, which is trained on -1..1 here")
-        files = [is_file(one.network) for one in self.teachers()]
-        if self.teacher_epochs and all(files):
-            raise BadInput(f"--teacher_epochs: expected 0 beside files, whose networks are trained, or a teacher by name, received {self.teacher_epochs}")
-
-    def _check_phases(self):
-        needs_teacher = [mode for mode, _ in self.phases() if MODES[mode].teacher]
-        if needs_teacher and not self.teacher:
-            raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none; give a name or a file")
-        if (self.teacher or self.compare) and not needs_teacher:
-            raise BadInput("--phase: expected one with a teacher beside --teacher or --compare, received none; leave those away")
-        trained = bool(self.teacher) and (self.teacher_epochs > 0 or all(is_file(one.network) for one in self.teachers()))
-        for position, (mode, _) in enumerate(self.phases()):
-            if mode in ("joint", "finetune") and position:
-                start = {"joint": "trains both networks from scratch", "finetune": "begins with trained float weights"}[mode]
-                raise BadInput(f"--phase: expected {mode!r} first, as it {start}, received it after {self.phases()[position - 1][0]!r}")
-            if MODES[mode].teacher and not trained and not MODES[mode].teacher_learns:
-                raise BadInput("--teacher_epochs: expected more than 0, or --teacher=FILE, received neither; an untrained teacher teaches nothing")
-            trained = trained or MODES[mode].teacher_learns
-        if self.from_float() and not self.float_epochs and not is_file(self.student):
-            raise BadInput("--float_epochs: expected more than 0 with --start=float, received 0; the student has no trained float weights to start from")
-        if any(mode == "finetune" for mode, _ in self.phases()) and not self.from_float():
-            raise BadInput("--start: expected float for a phase 'finetune', received 'scratch'; Apprentice's scheme C starts from trained float weights")
-
     def warmup_share(self):
         """The warm-up as a share of all phases, whatever --max_epochs leaves of them."""
-        return self.warmup_epochs / sum(self._asked())
+        return self.warmup_epochs / sum(self.asked())
 
-    def _asked(self):
+    def asked(self):
+        """The epochs of each phase, as given."""
         return [int(text.partition(":")[2]) for text in self.phase]
-
-    def _check_schedule(self):
-        first = self._asked()[0] if self.restart else sum(self._asked())
-        if self.warmup_epochs >= first:
-            raise BadInput(f"--warmup_epochs: expected less than the {first} epochs that follow, received {self.warmup_epochs:g}")
-
-    def _check_learning(self):
-        """What a teacher that learns can't have."""
-        learns = [mode for mode, _ in self.phases() if MODES[mode].teacher_learns]
-        if learns and (len(self.teacher) > 1 or any(one.size for one in self.teachers()) or self.hint):
-            raise BadInput(
-                f"--teacher: expected one at the student's size and no --hint in phase {learns[0]!r}, in which it learns, received {', '.join(self.teacher)}"
-            )
-        for name, given in (("view", augment.view(self.view).fixed), ("teacher_cache", self.teacher_cache)):
-            if given and (learns or not self.taught()):
-                raise BadInput(f"--{name}: expected phases with a frozen teacher for {getattr(self, name)!r}, received {', '.join(self.phase)}")
-        if learns and augment.view(self.view).teacher:
-            raise BadInput(
-                f"--view: expected one that teacher and student share in phase {learns[0]!r}, received {self.view!r}; take same/ic, or one without a slash"
-            )
-
-    def _check_augment(self):
-        """keras_cv's augmentations are of the pixels that everybody sees."""
-        view = augment.view(self.view)
-        for name, given in (("view", view.teacher or view.fixed), ("teacher_cache", self.teacher_cache), ("teacher", any(one.size for one in self.teachers()))):
-            if self.augment and given:
-                raise BadInput(
-                    f"--augment: expected a view of which teacher and student see the same pixels and no --teacher_cache, received --{name}="
-                    f"{getattr(self, name)}; an augmentation draws anew each time that it is asked"
-                )
-
-    def _check_labels(self):
-        """What images without labels, or mixed ones, can't teach."""
-        unlabelled = {"mixup": self.mixup, "transfer_dataset": self.transfer_dataset, "augment": any(map(augmenters.mixes, self.augment))}
-        if self.soft_loss == "dkd" and any(unlabelled.values()):
-            raise BadInput("--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'; take kl")
-        for name in (name for name, given in unlabelled.items() if given):
-            labels = [mode for mode, _ in self.phases() if not MODES[mode].teacher]
-            if labels or any(MODES[mode].teacher_learns for mode, _ in self.phases()) or self.hard_weight != 0 or self.compare:
-                raise BadInput(
-                    f"--{name}: expected phases that learn from a frozen teacher alone, --hard_weight=0 and no --compare, received "
-                    f"{', '.join(self.phase)}, --hard_weight={self.hard_weight}; its images have no labels of their own"
-                )
-
-    def _check_frozen(self):
-        """What is known of a frozen teacher beforehand, and what is not."""
-        if self.hint and not self.taught():
-            raise BadInput("--hint: expected a phase with a teacher, received none")
-        if self.teacher_cache and self.jit_compile:
-            raise BadInput("--jit_compile: expected none beside --teacher_cache, received it; XLA can't read files")
-        if self.teacher_cache and (augment.view(self.view).fixed or self.hint):
-            raise BadInput(
-                "--teacher_cache: expected no fixed view and no --hint beside it, received one; a fixed view is computed once anyway, features are not kept"
-            )
-        if augment.view(self.view).fixed and any(one.size for one in self.teachers()):
-            raise BadInput(f"--teacher: expected no size with the fixed view {self.view!r}, received one; take ind/ic or same/ic")
-        if augment.view(self.view).fixed and self.hint:
-            raise BadInput(f"--hint: expected a view of which the teacher is asked, received {self.view!r}; take same/ic, or another that is not fixed")
-
-    def _check_read(self):
-        """Raises BadInput for a flag that nothing would read."""
-        needs = {
-            **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", self.taught())),
-            "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in self.teachers())),
-            "ensemble": ("several teachers", len(self.teacher) > 1),
-            **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(self.hint))),
-            **({"view": ("a phase with a teacher", self.taught())} if augment.view(self.view).teacher else {}),
-        }
-        defaults = {field.name: field.default for field in dataclasses.fields(self)}
-        for name, (needed, there) in needs.items():
-            if not there and getattr(self, name) != defaults[name]:
-                raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(self, name)!r} without one; leave it away")
 
     def teachers(self):
         """[Teacher], their sizes shrunk."""
@@ -330,7 +192,6 @@ class Config:
 
 # what a pattern may have in it too, "=" and "/", is told from a rule by the quantizers' names
 _OVERRIDE = re.compile("(.+?)={0}/{0}".format(rf"((?:float|{'|'.join(quantizers.BY_NAME)})\b[^/]*)"))
-_EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher:30"}
 
 
 def parse(argv, extra=()):

@@ -9,11 +9,11 @@ import tf_keras as keras
 from kerakd import data, models, oscillation
 from kerakd.calibration import calibrate
 from kerakd.checks import check_logits
-from kerakd.config import is_file
 from kerakd.errors import BadInput
 from kerakd.hints import Hints
 from kerakd.rundir import load_model
 from kerakd.scheme import quantize
+from kerakd.teachers import is_file
 from kerakd.tflite import lint
 
 

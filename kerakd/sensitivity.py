@@ -23,12 +23,12 @@ with quiet.native_chatter_off():
     from kerakd import config as config_module
     from kerakd.calibration import fit_weight_intervals
     from kerakd.commandline import flag
-    from kerakd.config import is_file
     from kerakd.errors import BadInput
     from kerakd.quantizers import Interval, parse
     from kerakd.rewrite import simplify
     from kerakd.rundir import RunDirectory, load_model, write_aside
     from kerakd.scheme import Scheme, quantize
+    from kerakd.teachers import is_file
     from kerakd.wrapper import kernel_name
 
 

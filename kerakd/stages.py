@@ -2,9 +2,9 @@
 
 import dataclasses
 
-from kerakd.config import is_file
 from kerakd.modes import MODES
 from kerakd.networks import teacher_name
+from kerakd.teachers import is_file
 
 
 @dataclasses.dataclass

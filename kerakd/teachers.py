@@ -19,6 +19,11 @@ VALUES = {
 }
 
 
+def is_file(name):
+    """Whether a network is that of a model file rather than one by name."""
+    return name.endswith((".keras", ".h5"))
+
+
 @dataclasses.dataclass(frozen=True)
 class Teacher:
     """A teacher as a flag names it: NETWORK[,size=PIXELS][,weight=NUMBER][,values=RANGE].

@@ -13,7 +13,7 @@ FLOORS = [
     {"errors", "quiet", "chatter", "commandline", "devices"},
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
     {"wrapper", "calibration", "kinds", "plan", "scheme", "oscillation", "recast", "carry", "hints", "modes", "checks", "distiller"},
-    {"config", "rundir", "cache", "teachers", "lessons", "tflite"},
+    {"config", "config_rules", "rundir", "cache", "teachers", "lessons", "tflite"},
     {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}

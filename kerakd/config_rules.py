@@ -1,0 +1,155 @@
+"""What flags can't be, and what they can't be together: one function for each kind of reason."""
+
+import dataclasses
+
+from kerakd import augment, augmenters, models
+from kerakd.errors import BadInput
+from kerakd.modes import MODES
+from kerakd.teachers import is_file
+
+EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher:30"}
+
+
+def check(config):
+    """Raises BadInput for a Config of values that are none, or that don't go together."""
+    for rule in (_values, _teachers, _phases, _schedule, _learning, _augment, _labels, _frozen, _read):
+        rule(config)
+
+
+def _values(config):
+    for field in dataclasses.fields(config):
+        value, choices = getattr(config, field.name), field.metadata["choices"]
+        optional = field.default == "" or value is None
+        if choices and value not in choices and not (optional and value == "") and not (field.metadata["file"] and is_file(value)):
+            also = ", or a .keras or .h5 file" if field.metadata["file"] else ""
+            raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}{also}, received {value!r}")
+        if isinstance(value, (int, float)) and not value >= 0:
+            raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
+    for name in ("dataset", "student", "phase"):
+        if not getattr(config, name):
+            raise BadInput(f"--{name}: expected a value, received none; take a file of configs/ with --flagfile, or give --{name}={EXAMPLES[name]}")
+    for name in (
+        "seeds",
+        "batch_size",
+        "shrink",
+        "ensemble_views",
+        "temperature",
+        "student_width",
+        "teacher_width",
+        "calibration_images",
+        "steps_per_execution",
+    ):
+        if not getattr(config, name) > 0:
+            raise BadInput(f"--{name}: expected more than 0, received {getattr(config, name)}")
+    for who, files in (("student", is_file(config.student)), ("teacher", any(is_file(one.network) for one in config.teachers()))):
+        if files and getattr(config, f"{who}_width") != 1:
+            raise BadInput(f"--{who}_width: expected none beside a file, received {getattr(config, f'{who}_width')}; the file's network is as it is")
+
+
+def _teachers(config):
+    for one in config.teachers():
+        if not is_file(one.network) and one.network not in models.BY_NAME:
+            raise BadInput(f"--teacher: expected one of {', '.join(models.BY_NAME)}, or a .keras or .h5 file, received {one.network!r}")
+        if not is_file(one.network) and one.values != "-1..1":
+            raise BadInput(f"--teacher: expected values for files alone, received {one.values!r} for {one.network!r}, which is trained on -1..1 here")
+    files = [is_file(one.network) for one in config.teachers()]
+    if config.teacher_epochs and all(files):
+        raise BadInput(f"--teacher_epochs: expected 0 beside files, whose networks are trained, or a teacher by name, received {config.teacher_epochs}")
+
+
+def _phases(config):
+    needs_teacher = [mode for mode, _ in config.phases() if MODES[mode].teacher]
+    if needs_teacher and not config.teacher:
+        raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none; give a name or a file")
+    if (config.teacher or config.compare) and not needs_teacher:
+        raise BadInput("--phase: expected one with a teacher beside --teacher or --compare, received none; leave those away")
+    trained = bool(config.teacher) and (config.teacher_epochs > 0 or all(is_file(one.network) for one in config.teachers()))
+    for position, (mode, _) in enumerate(config.phases()):
+        if mode in ("joint", "finetune") and position:
+            start = {"joint": "trains both networks from scratch", "finetune": "begins with trained float weights"}[mode]
+            raise BadInput(f"--phase: expected {mode!r} first, as it {start}, received it after {config.phases()[position - 1][0]!r}")
+        if MODES[mode].teacher and not trained and not MODES[mode].teacher_learns:
+            raise BadInput("--teacher_epochs: expected more than 0, or --teacher=FILE, received neither; an untrained teacher teaches nothing")
+        trained = trained or MODES[mode].teacher_learns
+    if config.from_float() and not config.float_epochs and not is_file(config.student):
+        raise BadInput("--float_epochs: expected more than 0 with --start=float, received 0; the student has no trained float weights to start from")
+    if any(mode == "finetune" for mode, _ in config.phases()) and not config.from_float():
+        raise BadInput("--start: expected float for a phase 'finetune', received 'scratch'; Apprentice's scheme C starts from trained float weights")
+
+
+def _schedule(config):
+    first = config.asked()[0] if config.restart else sum(config.asked())
+    if config.warmup_epochs >= first:
+        raise BadInput(f"--warmup_epochs: expected less than the {first} epochs that follow, received {config.warmup_epochs:g}")
+
+
+def _learning(config):
+    """What a teacher that learns can't have."""
+    learns = [mode for mode, _ in config.phases() if MODES[mode].teacher_learns]
+    if learns and (len(config.teacher) > 1 or any(one.size for one in config.teachers()) or config.hint):
+        raise BadInput(
+            f"--teacher: expected one at the student's size and no --hint in phase {learns[0]!r}, in which it learns, received {', '.join(config.teacher)}"
+        )
+    for name, given in (("view", augment.view(config.view).fixed), ("teacher_cache", config.teacher_cache)):
+        if given and (learns or not config.taught()):
+            raise BadInput(f"--{name}: expected phases with a frozen teacher for {getattr(config, name)!r}, received {', '.join(config.phase)}")
+    if learns and augment.view(config.view).teacher:
+        raise BadInput(
+            f"--view: expected one that teacher and student share in phase {learns[0]!r}, received {config.view!r}; take same/ic, or one without a slash"
+        )
+
+
+def _augment(config):
+    """keras_cv's augmentations are of the pixels that everybody sees."""
+    view = augment.view(config.view)
+    for name, given in (("view", view.teacher or view.fixed), ("teacher_cache", config.teacher_cache), ("teacher", any(one.size for one in config.teachers()))):
+        if config.augment and given:
+            raise BadInput(
+                f"--augment: expected a view of which teacher and student see the same pixels and no --teacher_cache, received --{name}="
+                f"{getattr(config, name)}; an augmentation draws anew each time that it is asked"
+            )
+
+
+def _labels(config):
+    """What images without labels, or mixed ones, can't teach."""
+    unlabelled = {"mixup": config.mixup, "transfer_dataset": config.transfer_dataset, "augment": any(map(augmenters.mixes, config.augment))}
+    if config.soft_loss == "dkd" and any(unlabelled.values()):
+        raise BadInput("--soft_loss: expected one without labels beside images that are mixed or have none, received 'dkd'; take kl")
+    for name in (name for name, given in unlabelled.items() if given):
+        labels = [mode for mode, _ in config.phases() if not MODES[mode].teacher]
+        if labels or any(MODES[mode].teacher_learns for mode, _ in config.phases()) or config.hard_weight != 0 or config.compare:
+            raise BadInput(
+                f"--{name}: expected phases that learn from a frozen teacher alone, --hard_weight=0 and no --compare, received "
+                f"{', '.join(config.phase)}, --hard_weight={config.hard_weight}; its images have no labels of their own"
+            )
+
+
+def _frozen(config):
+    """What is known of a frozen teacher beforehand, and what is not."""
+    if config.hint and not config.taught():
+        raise BadInput("--hint: expected a phase with a teacher, received none")
+    if config.teacher_cache and config.jit_compile:
+        raise BadInput("--jit_compile: expected none beside --teacher_cache, received it; XLA can't read files")
+    if config.teacher_cache and (augment.view(config.view).fixed or config.hint):
+        raise BadInput(
+            "--teacher_cache: expected no fixed view and no --hint beside it, received one; a fixed view is computed once anyway, features are not kept"
+        )
+    if augment.view(config.view).fixed and any(one.size for one in config.teachers()):
+        raise BadInput(f"--teacher: expected no size with the fixed view {config.view!r}, received one; take ind/ic or same/ic")
+    if augment.view(config.view).fixed and config.hint:
+        raise BadInput(f"--hint: expected a view of which the teacher is asked, received {config.view!r}; take same/ic, or another that is not fixed")
+
+
+def _read(config):
+    """Raises BadInput for a flag that nothing would read."""
+    needs = {
+        **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
+        "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
+        "ensemble": ("several teachers", len(config.teacher) > 1),
+        **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),
+        **({"view": ("a phase with a teacher", config.taught())} if augment.view(config.view).teacher else {}),
+    }
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    for name, (needed, there) in needs.items():
+        if not there and getattr(config, name) != defaults[name]:
+            raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it away")
