@@ -137,7 +137,13 @@ def calls(model):
 
 def clone_layer(layer, **changes):
     """A fresh layer of the same class and configuration but for `changes`; its weights are not copied."""
-    return type(layer).from_config({**layer.get_config(), **changes})
+    try:
+        return type(layer).from_config({**layer.get_config(), **changes})
+    except (TypeError, ValueError, NotImplementedError) as error:
+        raise BadInput(
+            f"model: expected layers that can be made again from their configuration, received {layer.name!r}, {type(layer).__name__} "
+            f"({str(error).splitlines()[0][:120]}); register its class or function with keras.utils.register_keras_serializable"
+        ) from error
 
 
 def rebuild(model, call, on_input=lambda tensor: tensor, dtype=None):

@@ -26,8 +26,12 @@ def is_sigmoid(layer):
 
 
 def is_per_channel(layer):
-    """Whether a BatchNorm normalizes each channel, the last axis: of another one the file has no integer form."""
-    return isinstance(layer, L.BatchNormalization) and all(list(layer.axis) == [len(node.input_shapes) - 1] for node in layer.inbound_nodes)
+    """Whether a BatchNorm normalizes each channel, the last axis of at most four: of another one the file has no integer form."""
+    return isinstance(layer, L.BatchNormalization) and _rank(layer) <= 4 and list(layer.axis) == [_rank(layer) - 1]
+
+
+def _rank(layer):
+    return max(len(node.input_shapes) for node in layer.inbound_nodes)
 
 
 def fuses(call, reader):
@@ -35,7 +39,7 @@ def fuses(call, reader):
     weighted = kernel_name(call.layer) is not None
     if isinstance(reader.layer, L.BatchNormalization):
         return weighted and is_per_channel(reader.layer)
-    return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.Add, *FLOAT)))
+    return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.Add, *FLOAT)))
 
 
 def is_exact(layer):
@@ -44,6 +48,8 @@ def is_exact(layer):
         return kernel_name(layer) is not None
     if isinstance(layer, L.BatchNormalization):
         return is_per_channel(layer)
+    if isinstance(layer, L.Rescaling):
+        return _rank(layer) <= 4
     return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))
 
 

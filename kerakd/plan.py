@@ -25,6 +25,7 @@ class Plan:
     outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
     absorbed: for each call whether the quantizer of its output takes its place.
     narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
+    lines: for each call whether it is a ReLU of a tensor that is on a grid of its own, which integers move by a multiplication by 1.
     input: the quantizer of the model's inputs, or None.
     inexact: names of the layers for which a file is not promised to be exact; where activations stay float, of those whose kernels do too unasked.
     """
@@ -33,6 +34,7 @@ class Plan:
     outputs: list
     absorbed: list
     narrowed: list
+    lines: list
     input: Quantizer | None
     inexact: list
 
@@ -97,13 +99,19 @@ def plan(model, scheme):
     kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
     inexact = [call.layer.name for call in calls if not is_exact(call.layer) and (scheme.activations is not None or has_kernel(call.layer))]
-    return Plan(kernels, outputs, absorbed, narrowed, _input_quantizer(calls, scheme), inexact)
+    lines = [output is not None and is_relu(call.layer) and not _is_fused(call) for call, output in zip(calls, outputs, strict=True)]
+    return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), inexact)
+
+
+def _is_fused(call):
+    """Whether the call is computed in one operation with that before it."""
+    before = call.inputs[0].call if len(call.inputs) == 1 else None
+    return before is not None and before.sole_reader is call and fuses(before, call)
 
 
 def _ends_one(call, last):
     """Whether the call is of a last layer, or its BatchNorm or ReLU."""
-    before = call.inputs[0].call if len(call.inputs) == 1 else None
-    return id(call) in last or (before is not None and before.sole_reader is call and fuses(before, call) and _ends_one(before, last))
+    return id(call) in last or (_is_fused(call) and _ends_one(call.inputs[0].call, last))
 
 
 def _widen(calls, last, outputs, scheme):
@@ -220,8 +228,7 @@ def _check_overrides(scheme, calls):
 def _rule(scheme, call):
     """The override for the call's layer, else that for the layer whose operation it ends: a convolution's output is behind its BatchNorm and ReLU."""
     found = next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, call.layer.name)), None)
-    before = call.inputs[0].call if len(call.inputs) == 1 else None
-    return _rule(scheme, before) if found is None and before is not None and before.sole_reader is call and fuses(before, call) else found
+    return _rule(scheme, call.inputs[0].call) if found is None and _is_fused(call) else found
 
 
 def _kernel_quantizer(call, first, last, scheme):
@@ -248,6 +255,6 @@ def _output_quantizer(call, at_the_end, scheme, kind):
         return None
     if is_sigmoid(call.layer):
         return Sigmoid()
-    if kind == "signed" or (rule is scheme and at_the_end):
+    if kind == "signed" or (at_the_end and rule.activations == scheme.activations):
         return rule.signed.for_tensor(kind)
     return rule.activations.for_tensor(kind)

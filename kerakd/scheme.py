@@ -90,13 +90,19 @@ def _check_float(model, scheme):
         raise BadInput(f"scheme: expected a kerakd.Scheme, received {scheme!r}")
     check_logits(model, "model")
     for source in model.inputs:
-        if not source.dtype.is_floating:
+        if source.dtype != tf.float32:
             raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")
     for layer in model._flatten_layers():
         if type(layer).__module__.startswith("tensorflow_model_optimization."):
             raise BadInput(f"model: expected layers of Keras, received {layer.name!r}, tfmot's {type(layer).__name__}; take the model before tfmot changed it")
         if getattr(layer, "activity_regularizer", None) is not None:
             raise BadInput(f"model: expected no activity_regularizer, received one of {layer.name!r}; set it to None and add its loss in the training step")
+        if isinstance(layer, L.Masking):
+            raise BadInput(f"model: expected layers without masks, received {layer.name!r}; multiply what is to be left out by 0")
+        if getattr(layer, "data_format", "channels_last") == "channels_first":
+            raise BadInput(f"model: expected channels last, as integer files have them, received data_format='channels_first' in {layer.name!r}")
+        if layer.weights and layer.dtype != "float32":
+            raise BadInput(f"model: expected float32 variables, received {layer.dtype} in {layer.name!r}; build it with dtype float32 or a mixed policy")
     if is_quantized(model):
         raise BadInput(f"model: expected a float model, received {model.name!r}, which is quantized already; quantize the float model that it was made from")
     wrong = broken(model.weights)
@@ -126,7 +132,7 @@ def quantize(model, scheme):
         names = ", ".join(todo.inexact)
         print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {names}", file=sys.stderr)
     taken = {layer.name for layer in simple.layers}
-    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, strict=True))
+    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, todo.lines, strict=True))
     narrow = {}
 
     def quantized(name, *args):
@@ -134,7 +140,10 @@ def quantize(model, scheme):
         return QuantizedActivation(*args, name=free)
 
     def attach(layer, args, kwargs):
-        kernel, output, absorbed, narrowed = next(steps)
+        kernel, output, absorbed, narrowed, line = next(steps)
+        if line:
+            taken.add(name := free_name(f"{layer.name}_line", taken))
+            args = (Narrowing(name=name)(args[0]), *args[1:])
         if narrowed is not None:
             quantizer, name = narrowed
             if name not in narrow:

@@ -1,7 +1,10 @@
 """What was trained, as NumPy: integer codes and scales of every weighted layer, for engines that are not TFLite."""
 
 import numpy as np
+import tf_keras as keras
 
+from kerakd import graph
+from kerakd.kinds import is_relu
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedLayer
 
@@ -19,18 +22,33 @@ def codes(model):
         "LAYER/output_low", "LAYER/output_high": int64}, codes within the quantizer's levels.
     Raises: BadInput as `to_tflite`.
     """
-    arrays = {}
-    for name, linear in fold(model).linears.items():
+    arrays, folded = {}, fold(model)
+    for call in graph.calls(model):
+        name, linear = call.layer.name, folded.linears.get(call.layer.name)
+        if linear is None:
+            continue
+        low, high = _ends(call, linear)
         arrays |= {
             f"{name}/codes": (linear.codes // linear.headroom).astype(np.int8),
             f"{name}/scales": linear.steps * linear.headroom,
             f"{name}/bias": linear.bias * linear.steps * linear.x.step,
             f"{name}/input_step": np.float64(linear.x.step),
             f"{name}/output_step": np.float64(linear.y.step),
-            f"{name}/output_low": np.int64(linear.y.low),
-            f"{name}/output_high": np.int64(linear.y.high),
+            f"{name}/output_low": np.int64(low),
+            f"{name}/output_high": np.int64(high),
         }
     return arrays
+
+
+def _ends(call, linear):
+    """The lowest and highest code of the output: those of its grid, or of a ReLU's before a grid that other tensors share."""
+    reader = call.sole_reader
+    while reader is not None and isinstance(reader.layer, keras.layers.BatchNormalization):
+        reader = reader.sole_reader
+    if reader is None or not is_relu(reader.layer):
+        return linear.y.low, linear.y.high
+    bound = reader.layer.max_value
+    return max(linear.y.low, 0), linear.y.high if bound is None else min(linear.y.high, int(np.rint(bound / linear.y.step)))
 
 
 def ideal_bytes(model):

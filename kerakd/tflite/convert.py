@@ -3,6 +3,7 @@
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.lite.python.convert_phase import ConverterError
 
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
@@ -71,7 +72,12 @@ def _convert(model, folded, io):
         converter = tf.lite.TFLiteConverter.from_concrete_functions([concrete])
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.inference_input_type = converter.inference_output_type = io
-        return converter.convert()
+        try:
+            return converter.convert()
+        except ConverterError as error:
+            raise BadInput(
+                f"model: expected operators that TFLite has, received an error of its converter ({str(error).strip().splitlines()[0][:200]})"
+            ) from error
 
 
 def _for_one_image(function, spec):

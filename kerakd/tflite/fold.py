@@ -7,6 +7,7 @@ Everything that is rounded for the file is rounded here, once, for the converter
 * The output step of an addition, a product or a mean moves off ties (`ties`).
 """
 
+import collections
 import dataclasses
 
 import numpy as np
@@ -25,7 +26,7 @@ from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
-IN_TRAINING = (L.BatchNormalization, L.Dropout, L.SpatialDropout2D, L.GaussianNoise)  # other in training mode than in a file
+IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
 @dataclasses.dataclass
@@ -104,15 +105,17 @@ def fold(model, container="int8"):
 
     Raises: BadInput for a model that was never calibrated, has NaN, float kernels or a layer with weights that is called twice.
     """
+    graph.check_functional(model)
     calls = graph.calls(model)
     _check(model, calls)
-    grids = {}  # by id of Value
+    grids, made, seen = {}, {}, collections.Counter()  # by id of Value; by name of a grid; see _linear
     folded = Folded({}, {}, set(), {})
     for call in calls:
         if isinstance(call.layer, QuantizedActivation):
-            if call.layer.name not in folded.grids:  # else one that tensors of a concatenation share
-                folded.grids[call.layer.name] = _grid(call.layer)
-                avoid_ties(call.inputs[0].call, folded.grids[call.layer.name], grids)
+            name = call.layer.name
+            folded.grids.setdefault(name, _grid(call.layer))
+            made.setdefault(name, []).append(call.inputs[0].call)  # several where tensors of a concatenation share it
+            avoid_ties(made[name], folded.grids[name], grids)
             grids[id(call.outputs[0])] = folded.grids[call.layer.name]
         elif isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
             known = [grids.get(id(value)) for value in call.inputs]
@@ -120,18 +123,26 @@ def fold(model, container="int8"):
             if isinstance(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
                 folded.joined[call.layer.name] = known[0]
     for call in calls:
-        linear = _linear(call, grids, folded, container)
+        linear = _linear(call, grids, folded, container, seen)
         if linear is not None:
             folded.linears[linear.name] = linear
     return folded
 
 
+def odd_bound(layer):
+    """Whether it is a ReLU whose bound is no grid's end, as a quantizer that tensors of a concatenation share leaves it, and not 6, which files have."""
+    return is_relu(layer) and layer.max_value not in (None, 6.0)
+
+
 def _check(model, calls):
-    graph.check_functional(model)
     for call in calls:
         if isinstance(call.layer, STEPS) and not call.once:
             name = call.layer.name
             raise BadInput(f"model: expected every layer with weights to be called once, received {name!r} called twice; give each call a layer of its own")
+        if odd_bound(call.layer):
+            raise BadInput(
+                f"model: expected no bound but 6 of a ReLU in a concatenation, received {call.layer.max_value:g} in {call.layer.name!r}; take 6 or none"
+            )
         if isinstance(call.layer, IN_TRAINING) and call.training:
             raise BadInput(f"model: expected layers that infer, received {call.layer.name!r} called with training=True; leave that to fit")
     missing = uncalibrated(model)
@@ -159,8 +170,8 @@ def _grid(layer):
     return Grid(float(short(layer.step_size)), *layer.quantizer.levels())
 
 
-def _linear(call, grids, folded, container):
-    """The Linear that begins with `call`, or None if it is no linear operation of its own."""
+def _linear(call, grids, folded, container, seen):
+    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same input, codes and steps."""
     layer, norm = call.layer, None
     if isinstance(layer, QuantizedLayer):
         reader = call.sole_reader
@@ -179,6 +190,12 @@ def _linear(call, grids, folded, container):
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
     room = headroom(high, bits)
+    key = id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
+    again, seen[key] = seen[key], seen[key] + 1
+    if room > again:
+        room -= again  # the converter would make one operation of two with the same codes and steps, whatever their biases are
+    elif again and (codes == 127).all():  # of a rescaling
+        codes, step = codes - again, step * 127 / (127 - again)
     sign = np.where(gain < 0, -1, 1) * room
     codes = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape)
     linear = _on_the_bias_grid(layer.name, template, codes, step * np.abs(gain) / room, bias, x, y, low, high, room, bits)
@@ -191,7 +208,9 @@ def _weighted_parts(call, norm):
     """(template, codes, step [C], gain [C], bias [C], levels) of a quantized layer before its BatchNorm."""
     layer = call.layer.layer
     if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
-        raise BadInput(f"model: expected two-dimensional convolutions, received {layer.name!r}, a causal Conv1D; put a ZeroPadding1D before it")
+        raise BadInput(
+            f"model: expected two-dimensional convolutions, received {layer.name!r}, a causal Conv1D, or one of more axes; put a ZeroPadding1D before it"
+        )
     ((kernel, quantizer, variables),) = call.layer.kernels
     kernel = tf.convert_to_tensor(kernel)
     codes = quantizer.codes(kernel, variables).numpy()
@@ -230,6 +249,10 @@ def _pool_parts(call, _):
     if pads(layer):
         raise BadInput(
             f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'"
+        )
+    if len(set(layer.strides)) > 1:
+        raise BadInput(
+            f"model: expected average pooling of equal strides, received {layer.strides} in {layer.name!r}; take equal ones, or GlobalAveragePooling2D"
         )
     template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
     channels = layer.input_shape[-1]

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.kinds import FLOAT, TRANSPARENT, fuses, is_exact
-from kerakd.tflite.fold import IN_TRAINING, STEPS, output_grid, pads
+from kerakd.tflite.fold import IN_TRAINING, STEPS, odd_bound, output_grid, pads
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
@@ -100,6 +100,12 @@ def _called_twice(model, calls):
             yield Finding(name, f"called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
 
 
+def _odd_bounds(model, calls):
+    for call in calls:
+        if odd_bound(call.layer):
+            yield Finding(call.layer.name, f"a bound of {call.layer.max_value:g} in a concatenation", "take 6 or none", True)
+
+
 def _called_in_training(model, calls):
     for call in calls:
         if call.training and isinstance(call.layer, IN_TRAINING):
@@ -108,11 +114,11 @@ def _called_in_training(model, calls):
 
 def _no_integers(model, calls):
     for call in calls:
-        layer = getattr(call.layer, "layer", call.layer)
+        layer = call.layer.layer if isinstance(call.layer, QuantizedLayer) else call.layer
         if isinstance(layer, FLOAT):
             yield Finding(layer.name, f"{type(layer).__name__} has no integer form and stays float", "use BatchNormalization if all has to be integer")
-        elif isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
-            yield Finding(layer.name, "a causal Conv1D, which is refused", "put a ZeroPadding1D before it and padding='valid'", True)
+        elif type(layer) is L.Conv1D and isinstance(call.layer, QuantizedLayer):
+            yield Finding(layer.name, "a causal Conv1D, or one of more axes, which is refused", "put a ZeroPadding1D before it and padding='valid'", True)
         elif not isinstance(call.layer, QuantizedActivation) and not is_exact(layer):
             yield Finding(layer.name, f"{type(layer).__name__} is not known to the last code and perhaps float", "see README's list of exact layers")
 
@@ -122,6 +128,8 @@ def _padded_averages(model, calls):
         layer = call.layer
         if isinstance(layer, L.AveragePooling2D) and pads(layer):
             yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'", True)
+        if isinstance(layer, L.AveragePooling2D) and len(set(layer.strides)) > 1:
+            yield Finding(layer.name, f"average pooling with strides {layer.strides}, which is refused", "take equal ones", True)
 
 
 def _dead_channels(model, calls):
@@ -146,6 +154,6 @@ def _constant_kernels(model, calls):
 
 
 RULES = (
-    *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training),
+    *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
     *(_no_integers, _padded_averages, _dead_channels, _constant_kernels),
 )

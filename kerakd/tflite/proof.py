@@ -145,6 +145,8 @@ def _output_step(model, folded):
     call = next(call for call in graph.calls(model) if call.outputs[0].is_output)
     while isinstance(call.layer, TRANSPARENT):
         call = call.inputs[0].call
+    if call.layer.name in folded.joined:
+        return folded.joined[call.layer.name].step
     if call.layer.name not in folded.grids:
         raise BadInput(f"model: expected quantized logits, received the output of {call.layer.name!r}, which is float")
     return folded.grids[call.layer.name].step

@@ -89,7 +89,7 @@ def settle(model):
             elif inner.use_bias:
                 inner.bias.assign(linear.bias * linear.unit)
         elif linear and isinstance(call.layer, L.BatchNormalization):
-            _settle_norm(call.layer, linear, 1 / 127, 0.0)
+            _settle_norm(call.layer, linear, 1 / max(1, np.abs(linear.codes).max()), 0.0)
     return settled
 
 
@@ -120,4 +120,4 @@ def _as_interval(quantizer):
 def logits(model, images, batch_size=64):
     """The outputs of a model, computed in its own precision, as NumPy [n, classes]."""
     batches = (tf.cast(images[i : i + batch_size], model.inputs[0].dtype) for i in range(0, len(images), batch_size))
-    return np.concatenate([model(batch, training=False).numpy() for batch in batches])
+    return np.concatenate([tf.nest.flatten(model(batch, training=False))[0].numpy() for batch in batches])

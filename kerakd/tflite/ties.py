@@ -17,23 +17,26 @@ def _source(call):
     return call
 
 
-def avoid_ties(call, grid, grids):
-    """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of an addition, a product or a mean as the real numbers round."""
-    call = _source(call)
-    if call is not None and is_sigmoid(call.layer):
-        _avoid_sigmoid_ties(call, grid, grids)
-    if call is None or type(call.layer) not in _AGREE:
-        return
-    operands = [grids.get(id(value)) for value in call.inputs]
-    if any(operand is None for operand in operands) or len(operands) > 2:
-        return
-    if isinstance(call.layer, L.Add):
-        for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
-            operand.step = max(operand.step, float(short(grid.step / 1000)))
+def avoid_ties(made, grid, grids):
+    """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of additions, products and means as the real numbers round.
+
+    made: the calls whose outputs are on the grid, several where they meet in a concatenation.
+    """
+    checked = []
+    for call in map(_source, made):
+        operands = [] if call is None else [grids.get(id(value)) for value in call.inputs]
+        if call is not None and is_sigmoid(call.layer):
+            _avoid_sigmoid_ties(call, grid, grids)
+        if call is None or type(call.layer) not in _AGREE or None in operands or len(operands) > 2:
+            continue
+        if isinstance(call.layer, L.Add):
+            for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
+                operand.step = max(operand.step, float(short(grid.step / 1000)))
+        checked.append((_AGREE[type(call.layer)], call, operands))
     step = grid.step
-    for k in range(400):  # 0, +, -, ++, --, ...
+    for k in range(400 if checked else 0):  # 0, +, -, ++, --, ...
         grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
-        if _AGREE[type(call.layer)](call, operands, grid):
+        if all(agree(call, operands, grid) for agree, call, operands in checked):
             return
     grid.step = step
 
