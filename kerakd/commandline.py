@@ -43,11 +43,34 @@ def define(flag_values, cls):
         _DEFINE[kind](field.name, list(field.default) if kind is tuple else field.default, text, flag_values=flag_values)
 
 
+def _last_said(arguments, repeated, values):
+    """The arguments, flag files read, where a flag that can be repeated is what its last source said: a flag file, or the command line.
+
+    Raises: absl's error for a flag file that is not there.
+    """
+    sources, rest = [], []  # [(source, argument)]
+    for number, argument in enumerate(arguments):
+        if argument == "--":
+            rest = arguments[number:]
+            break
+        of_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
+        read = values.read_flags_from_files([argument], force_gnu=True) if of_file else [argument]
+        sources += [(number if of_file else -1, one) for one in read]
+    said = {}
+    for source, argument in sources:
+        name = argument.lstrip("-").partition("=")[0]
+        if argument.startswith("-") and name in repeated:
+            said[name] = source
+    kept = [one for source, one in sources if said.get(one.lstrip("-").partition("=")[0] if one.startswith("-") else None, source) == source]
+    return kept + rest
+
+
 def parse(argv, cls, extra=()):
     """A command line as (an instance of `cls`, {name: value} of `extra`).
 
     Args:
-        argv: the program's name and its arguments; --flagfile=FILE is read, later flags win.
+        argv: the program's name and its arguments; --flagfile=FILE is read, later flags win: of a flag that can be repeated
+            all that the last flag file, or the command line, says of it.
         extra: (name, default, help) of flags that are not part of the configuration.
     Raises: BadInput for an unknown flag or value, a left-over argument or a flag file that is not there; SystemExit(0) after --help.
     """
@@ -57,8 +80,9 @@ def parse(argv, cls, extra=()):
         _DEFINE[type(default)](name, default, text, flag_values=values)
     flags.DEFINE_bool("help", False, "show this help", flag_values=values, short_name="h")
     flags.DEFINE_string("flagfile", "", "read flags from this file, one a line; later flags win", flag_values=values)
+    repeated = {field.name for field in dataclasses.fields(cls) if field.type is tuple} | {name for name, default, _ in extra if isinstance(default, tuple)}
     try:
-        rest = values(argv)[1:]
+        rest = values([argv[0], *_last_said(argv[1:], repeated, values)])[1:]
     except flags.Error as error:
         raise BadInput(f"{error}; --help lists the flags") from None
     if values.help:

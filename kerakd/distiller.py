@@ -72,7 +72,7 @@ class Distiller(keras.Model):
         teacher_cache=None,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(**{"autocast": False, **kwargs})  # networks cast for themselves
         teachers = [] if teacher is None else list(teacher) if isinstance(teacher, (list, tuple)) else [teacher]
         check_functional(student, "student")
         if len(student.outputs) != 1:
@@ -105,6 +105,7 @@ class Distiller(keras.Model):
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
+        self.projectors = [] if self.hints is None else [one for one in self.hints.projectors if one is not None]  # so that Keras saves them
         self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
@@ -130,9 +131,23 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
         self.mode_name, self.mode = mode, chosen
         asked_hard, asked_soft = self._weights_asked
-        self.hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
-        self.soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
+        self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
+        self._soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
         self.train_function = None  # traced anew: the step of another mode is another graph
+
+    @property
+    def hard_weight(self):
+        """Of the hard loss, a constant of the step; `enter` sets it."""
+        return self._hard_weight
+
+    @property
+    def soft_weight(self):
+        """Of the soft loss, likewise."""
+        return self._soft_weight
+
+    def save(self, *args, **kwargs):
+        """Raises BadInput: a Distiller is a way to train, of which `save_weights` keeps all that it has learned."""
+        raise BadInput("save: expected a network, received a Distiller; take distiller.student.save, or save_weights to go on with the training")
 
     @property
     def compiled(self):
@@ -165,11 +180,19 @@ class Distiller(keras.Model):
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
         Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
         """
+        given = {"optimizer": optimizer, "teacher_optimizer": teacher_optimizer}
+        given |= {"weight_interval_optimizer": weight_interval_optimizer, "activation_interval_optimizer": activation_interval_optimizer}
+        if any(getattr(one, "use_ema", False) for one in given.values()):
+            raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the teacher's weights as well")
+        shared = [one for one in (optimizer, weight_interval_optimizer, activation_interval_optimizer) if one is teacher_optimizer]
+        if shared and teacher_optimizer is not None and not isinstance(teacher_optimizer, str):
+            raise BadInput("teacher_optimizer: expected one of its own, received that of the student; make another")
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
             raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
         super().compile(optimizer=self._scaled(optimizer), loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
+        self._expects_numbers = loss is None
         self.teacher_optimizer = self._scaled(teacher_optimizer)
         if dampening is not None:
             oscillation.check(self.student)
@@ -200,7 +223,7 @@ class Distiller(keras.Model):
 
     def call(self, inputs, training=None):
         with self._ops():
-            return self.student(inputs, training=training)
+            return self.student(_views(inputs)["student"], training=training)
 
     def _ops(self):
         """The context in which a step is traced."""
@@ -213,15 +236,19 @@ class Distiller(keras.Model):
         Raises: BadInput for a student without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
             is not finite, before it changes any trained weight (not under jit_compile: XLA leaves such checks out).
         """
+        self._check(y)
+        with self.distribute_strategy.scope():
+            self._create_variables(x, y)
+        with self._explained():
+            return super().fit(x, y, *args, **kwargs)
+
+    def _check(self, y):
+        """Raises BadInput for a student without calibrated intervals, labels outside the classes."""
         missing = uncalibrated(self.student)
         if missing:
             raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
-        with self.distribute_strategy.scope():
-            self._create_variables(x, y)
-        with self._explained():
-            return super().fit(x, y, *args, **kwargs)
 
     def _create_variables(self, x, y):
         """Those of optimizers and metrics, where labels are known: a step that creates variables is traced twice, which takes seconds."""
@@ -241,9 +268,8 @@ class Distiller(keras.Model):
             self.compiled_loss.build(logits)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        """As `keras.Model.evaluate`; no variable changes. Raises: BadInput for labels outside the classes."""
-        if y is not None:
-            check_labels(y, self.student.output_shape[-1])
+        """As `keras.Model.evaluate`; no variable changes. Raises: BadInput as `fit`."""
+        self._check(y)
         with self._explained():
             return super().evaluate(x, y, *args, **kwargs)
 
@@ -284,6 +310,8 @@ class Distiller(keras.Model):
         x = _views(x)
         if y is None and not self.mode.frozen_teacher:
             raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
+        if self._expects_numbers and y is not None and _one_hot(y):
+            raise BadInput(f"labels: expected class numbers [n], received {tuple(y.shape)}; give compile(loss=CategoricalCrossentropy(from_logits=True))")
         replicas = _replicas()
         teacher_logits, teacher_features = self._teachers_say(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
@@ -306,21 +334,21 @@ class Distiller(keras.Model):
             total = tf.distribute.get_replica_context().all_reduce("SUM", total)
         with tf.control_dependencies([tf.debugging.check_numerics(total, _LOSS)]):
             self._minimize(tape, *shares)
+        count = tf.shape(logits)[0]  # the last batch of an array is smaller
         if teacher_loss is not None:
-            self._trackers["teacher_loss"].update_state(teacher_loss)
+            self._trackers["teacher_loss"].update_state(teacher_loss, count)
         if self.watch is not None:
             self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
             self._trackers["oscillating"].update_state(self.watch.share())
-        self._trackers["loss"].update_state(loss)
-        self._trackers["hard_loss"].update_state(hard)
-        self._trackers["soft_loss"].update_state(soft)
+        for name, value in (("loss", loss), ("hard_loss", hard), ("soft_loss", soft)):
+            self._trackers[name].update_state(value, count)
         if y is None:
             return {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
         return self.compute_metrics(x, y, logits, sample_weight)
 
     def _hard(self, y, logits, sample_weight):
         """The mean hard loss of this replica's part of the batch, of which Keras gives its share in the mean of all."""
-        return self.compiled_loss(y, logits, sample_weight) * _replicas()
+        return tf.cast(self.compiled_loss(y, tf.cast(logits, tf.float32), sample_weight), tf.float32) * _replicas()
 
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
@@ -372,6 +400,10 @@ class Distiller(keras.Model):
             return self.soft_loss(learner, target, self.temperature)
         if y is None:
             raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")
+        if _one_hot(y):
+            raise BadInput(
+                f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
+            )
         return self.soft_loss(learner, target, self.temperature, tf.reshape(y, [-1]))
 
     def _at_this_step(self, value):
@@ -379,7 +411,7 @@ class Distiller(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        logits = self(_views(x)["student"], training=False)
+        logits = self(x, training=False)
         hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
         self._trackers["loss"].update_state(hard, count)
         self._trackers["hard_loss"].update_state(hard, count)
@@ -436,6 +468,10 @@ def _node(message):
 def _takes_gradients(optimizer):
     """Whether it takes the loss's gradients as they are, and does not make its own, as one that scales the loss does."""
     return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))
+
+
+def _one_hot(y):
+    return y.shape.rank == 2 and y.shape[-1] != 1
 
 
 def _views(x):

@@ -194,7 +194,18 @@ def _found(options):
         print(f"{name} is a file of its own: give it with --model and --values")
     paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite"))}
     same = not options.dataset or options.dataset == config.dataset
+    _check_names(config.dataset, options.dataset)
     return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same
+
+
+def _check_names(trained, asked):
+    """Raises BadInput where both are folders, and their classes have other names: labels are numbers in the names' order."""
+    if not (trained.startswith(data.FOLDER) and asked.startswith(data.FOLDER)) or not pathlib.Path(trained.removeprefix(data.FOLDER)).expanduser().is_dir():
+        return
+    expected, received = (data.folder.find(name.removeprefix(data.FOLDER))[0] for name in (trained, asked))
+    if expected != received:
+        apart = ", ".join(sorted(set(expected) ^ set(received)))
+        raise BadInput(f"--dataset: expected the class folders of {trained}, on which the run was trained, received others ({apart}); rename them")
 
 
 def _loaded(path, values):

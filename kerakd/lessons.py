@@ -85,7 +85,7 @@ class Lessons:
         c, seed = self.config, self._seed(seed)
         made_from = {
             "teachers": [f"{fingerprint(teacher)} {one.size} {one.values}" for teacher, one in zip(teachers, c.teachers(), strict=True)],
-            "images": f"{self.transfer.name}, {self.transfer.count}",
+            "images": f"{self.transfer.name}, {self.transfer.count}, {self.transfer.version}",
             "views": f"{c.view}{' mixed' * c.mixup}, {self.shape}",
             "view_seed": seed,
             "precision": c.mixed_precision or "float32",

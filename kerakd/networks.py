@@ -6,11 +6,12 @@ import sys
 
 import tf_keras as keras
 
-from kerakd import data, models, oscillation
+from kerakd import data, graph, models, oscillation
 from kerakd.calibration import calibrate
 from kerakd.checks import check_logits
 from kerakd.errors import BadInput
 from kerakd.hints import Hints
+from kerakd.plan import takes_pixels
 from kerakd.rundir import load_model
 from kerakd.scheme import quantize
 from kerakd.teachers import is_file
@@ -37,7 +38,7 @@ class Networks:
         if received != expected:
             raise BadInput(f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}")
         check_logits(model, name)
-        return keras.models.clone_model(model) if fresh else model
+        return _fresh(model) if fresh else model
 
     def check(self):
         """What would fail in an hour fails now, for the student and every teacher; what would not be exact in the file is named."""
@@ -46,6 +47,8 @@ class Networks:
     def _check_student(self):
         c = self.config
         net, scheme = self.float_student(), c.scheme()
+        if is_file(c.student) and _takes_pixels(net):
+            raise BadInput(f"--student: expected a network of images in -1..1, received {c.student}, which begins with a rescaling of pixels; save it without")
         with contextlib.redirect_stderr(io.StringIO()):  # lint says it again, and more
             student = quantize(net, scheme)
         if c.dampening or c.freeze or c.watch:
@@ -59,12 +62,17 @@ class Networks:
     def _check_teachers(self, student):
         c = self.config
         found = {k: one.prepared(self.teacher(one)) for k, one in enumerate(c.teachers()) if is_file(one.network) or c.hint}
+        for k, one in enumerate(c.teachers()):
+            if is_file(one.network) and one.values == "-1..1" and _takes_pixels(found[k]):
+                raise BadInput(
+                    f"--teacher: expected values=0..255, as {one.network} begins with a rescaling of pixels, received none; give {one.network},values=0..255"
+                )
         if c.hint:
             Hints(student, found[0], c.hints(), c.hint_loss, c.hint_weight)
 
     def float_student(self):
         """The float student as its own stage trains it."""
-        return self.build(self.config.student, self.config.student_width)
+        return self.build(self.config.student, self.config.student_width, fresh=is_file(self.config.student) and not self.config.from_float())
 
     def student(self):
         """A fresh quantized student with calibrated intervals."""
@@ -99,6 +107,20 @@ class Networks:
             if is_file(one.network):
                 found.append((teacher_name(k), lambda k=k: self.teachers()[k], one.size))
         return found
+
+
+def _takes_pixels(model):
+    return takes_pixels(graph.calls(model))
+
+
+def _fresh(model):
+    """The network of a file with fresh weights, but for what it knows of its data (Normalization)."""
+    fresh = keras.models.clone_model(model)
+    for source, layer in zip(model._flatten_layers(), fresh._flatten_layers(), strict=True):
+        if isinstance(layer, keras.layers.Normalization) and layer.weights:
+            layer.set_weights(source.get_weights())
+            layer.finalize_state()
+    return fresh
 
 
 def teacher_name(number):

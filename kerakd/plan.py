@@ -166,9 +166,16 @@ def _input_quantizer(calls, scheme):
     """
     if scheme.activations is None or not scheme.first:
         return None
+    return Interval(8, learned=False).for_tensor("unsigned" if takes_pixels(calls) else "signed")
+
+
+def takes_pixels(calls):
+    """Whether a model, as `simplify` writes it, begins with a rescaling of pixels 0..255; as users write it only where that is a layer.
+
+    calls: `graph.calls` of it.
+    """
     readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
-    pixels = all(isinstance(layer, L.Rescaling) and _of_pixels(layer) for layer in readers)
-    return Interval(8, learned=False).for_tensor("unsigned" if pixels else "signed")
+    return all(isinstance(layer, L.Rescaling) and _of_pixels(layer) for layer in readers)
 
 
 def _of_pixels(rescaling):

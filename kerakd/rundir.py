@@ -29,6 +29,17 @@ def write_aside(path, write):
     os.replace(aside, path)
 
 
+WRITTEN = (
+    "flags.cfg",
+    "*.jsonl",
+    "results.json",
+    "curves.png",
+    "fixed_logits.npy",
+    "models",
+    "checkpoints",
+    "tensorboard",
+    "student.*",
+)  # by a run, and its export
 LOCK = ".lock"  # held by the process that trains in a run directory
 
 
@@ -98,7 +109,7 @@ class RunDirectory:
                 raise BadInput(f"--{name}: expected what lies outside the run that --overwrite deletes, received {path}; take another --workdir")
 
     def claim(self, text, resume, overwrite):
-        """Makes the directory ready to train in, with `text` as its flags, for this process alone.
+        """Makes the directory ready to train in, with `text` as its flags, for this process alone. What is not of a run stays.
 
         Raises: BadInput as `check`, if another process trains in it, or if it can't be written.
         """
@@ -107,10 +118,10 @@ class RunDirectory:
         try:
             self.written.mkdir(parents=True, exist_ok=True)
             self._hold()
-            for old in self.written.iterdir() if overwrite else ():
+            for old in (path for pattern in WRITTEN for path in self.written.glob(pattern)) if overwrite else ():
                 if old.is_dir() and not old.is_symlink():
                     shutil.rmtree(old)
-                elif old.name != LOCK:
+                else:
                     old.unlink()
             write_aside(self.written / "flags.cfg", lambda aside: aside.write_text(text))
             (self.written / "models").mkdir(exist_ok=True)

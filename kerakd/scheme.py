@@ -135,9 +135,9 @@ def quantize(model, scheme):
     made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, todo.lines, strict=True))
     narrow = {}
 
-    def quantized(name, *args):
+    def quantized(name, *args, dtype=None):
         taken.add(free := free_name(f"{name}_out", taken))
-        return QuantizedActivation(*args, name=free)
+        return QuantizedActivation(*args, name=free, dtype=dtype)
 
     def attach(layer, args, kwargs):
         kernel, output, absorbed, narrowed, line = next(steps)
@@ -153,13 +153,16 @@ def quantize(model, scheme):
             clone = graph.clone_layer(layer)
             standardized = kernel is not None and isinstance(layer, StandardizedConv2D)
             clone = L.Conv2D.from_config(layer.get_config()) if standardized else clone
-            made[layer.name] = clone, QuantizedLayer(clone, Config(kernel, standardized=standardized), name=layer.name) if kernel else clone
+            made[layer.name] = (
+                clone,
+                QuantizedLayer(clone, Config(kernel, standardized=standardized), name=layer.name, dtype=layer._dtype_policy) if kernel else clone,
+            )
         outputs = args[0] if absorbed else made[layer.name][1](*args, **kwargs)
         if output is None:
             return outputs
         quantizer, group = output
         if group not in quantizers:
-            quantizers[group] = quantized(layer.name, quantizer, absorbed, layer.max_value if absorbed else None)
+            quantizers[group] = quantized(layer.name, quantizer, absorbed, layer.max_value if absorbed else None, dtype=layer._dtype_policy)
         return tf.nest.map_structure(lambda x: quantizers[group](x) if x.dtype.is_floating else x, outputs)  # shapes and masks are exact as they are
 
     on_input = (lambda x: quantized(x.node.layer.name, todo.input)(x)) if todo.input else (lambda x: x)

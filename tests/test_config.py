@@ -101,6 +101,21 @@ def test_the_scheme_is_what_the_flags_say():
     assert made == scheme.Scheme(quantizers.Interval(4, per_channel=True), quantizers.Pact(3), None, 8, {"conv2": inner})
 
 
+def test_a_flag_that_can_be_repeated_is_what_its_last_source_says(tmp_path):
+    lines = {"inner": ["--override=a=float/float"], "one": [f"--flagfile={tmp_path / 'inner'}", "--phase=alone:1", "--phase=alone:2", "--student=resnet8"]}
+    lines["two"] = ["--phase=alone:3", "--dataset=digits"]
+    for name, text in lines.items():
+        (tmp_path / name).write_text("\n".join(text) + "\n")
+
+    def phases(*arguments):
+        return parse(["x", "--student=resnet8", "--dataset=digits", *(a if a.startswith("--p") else f"--flagfile={tmp_path / a}" for a in arguments)])[0].phase
+
+    assert phases("one") == ("alone:1", "alone:2") and phases("one", "two") == ("alone:3",)
+    assert phases("one", "--phase=alone:4", "--phase=alone:5") == ("alone:4", "alone:5") == phases("--phase=alone:4", "one", "--phase=alone:5")
+    assert phases("--phase=alone:4", "two") == ("alone:3",)
+    assert parse(["x", f"--flagfile={tmp_path / 'one'}", "--dataset=digits"])[0].override == ("a=float/float",)
+
+
 def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_signs():
     texts = "stage3=ternary,scale=positive/interval:8", "conv(?=2)=interval:4,per_channel=true/float", "a/b=kbit:2/pact:2"
     rules = Config(**GOOD, override=texts, signed="interval:8,gradient_scale").scheme().overrides

@@ -220,6 +220,57 @@ def test_sample_weights_in_a_column_weigh_as_in_a_row(mode):
     assert train(taught(mode), sample_weight=weights[:, None]) == train(taught(mode), sample_weight=weights)
 
 
+def test_the_last_batch_counts_by_its_size():
+    def losses(batch_size):
+        keras.utils.set_random_seed(0)
+        nets = [keras.Sequential([keras.Input((6,)), L.Dense(3)]) for _ in range(2)]
+        model = Distiller(student=nets[0], teacher=nets[1], mode="co_study")
+        model.compile(keras.optimizers.SGD(0.0), teacher_optimizer=keras.optimizers.SGD(0.0))
+        return model.fit(X, Y, batch_size=batch_size, shuffle=False, verbose=0).history
+
+    uneven, whole = losses(12), losses(16)
+    assert uneven.keys() == whole.keys() >= {"loss", "hard_loss", "soft_loss", "teacher_loss"}
+    for name, values in whole.items():
+        assert uneven[name] == pytest.approx(values, rel=1e-5)
+
+
+def test_weights_are_the_steps_constants_and_hints_are_saved(tmp_path):
+    model = taught(hints=[HINT])
+    with pytest.raises(AttributeError):
+        model.soft_weight = 0.0
+    with pytest.raises(BadInput, match="save: expected a network, received a Distiller; take distiller.student.save"):
+        model.save(tmp_path / "x.keras")
+    (projector,) = model.hints.projectors
+    assert any(weight is projector.kernel for weight in model.weights)
+    train(model)
+    model.save_weights(tmp_path / "x.weights.h5")
+    again = taught(hints=[HINT])
+    again.load_weights(tmp_path / "x.weights.h5")
+    np.testing.assert_array_equal(again.hints.projectors[0].kernel, projector.kernel)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_under_a_policy_of_the_callers_losses_are_float32(policy):
+    keras.mixed_precision.set_global_policy(policy)
+    try:
+        model = taught(student=net(1), teacher=net(2))
+        history = train(model, validation_data=(X, Y))
+        student = scheme.quantize(keras.Sequential([keras.Input((6,)), L.Dense(8), L.Dense(3, dtype="float32")]), scheme.Scheme(Interval(4), Interval(4)))
+    finally:
+        keras.mixed_precision.set_global_policy("float32")
+    assert student.output.dtype == tf.float32
+    plain = train(taught(student=net(1), teacher=net(2)), validation_data=(X, Y))
+    assert history["loss"] == pytest.approx(plain["loss"], rel=0.02) and history["val_loss"] == pytest.approx(plain["val_loss"], rel=0.05)
+
+
+def test_what_a_caller_gives_one_optimizer_for_is_refused():
+    with pytest.raises(BadInput, match="optimizer: expected one without use_ema"):
+        taught(optimizer=keras.optimizers.Adam(use_ema=True))
+    one = keras.optimizers.Adam()
+    with pytest.raises(BadInput, match="teacher_optimizer: expected one of its own, received that of the student"):
+        taught("co_study", optimizer=one, teacher_optimizer=one)
+
+
 def test_class_weights_are_sample_weights_by_class():
     by_class = train(taught(), class_weight={0: 0.2, 1: 1.0, 2: 3.0})
     by_sample = train(taught(), sample_weight=np.float32([0.2, 1.0, 3.0])[Y])
@@ -537,6 +588,7 @@ class Unjoined:
         ({"soft_loss": "dkd"}, (X,), "soft_loss: expected labels in the batches for a loss that uses them, received none"),
         ({"hints": [HINT]}, ({"student": X, "logits": np.zeros((16, 1, 3), np.float32)}, Y), "hints: expected batches of which the teacher is asked"),
         ({"teacher_cache": Unjoined()}, (X, Y), "teacher_cache: expected batches of its `join`, received others"),
+        ({"soft_loss": "dkd"}, (X, np.eye(3, dtype=np.int32)[Y]), r"labels: expected class numbers .n., received \(.*, 3\); give compile"),
         ({"mode": "alone"}, (X,), "labels: expected batches with labels in mode 'alone', received images alone"),
         ({"mode": "joint"}, (X,), "labels: expected batches with labels in mode 'joint'"),
     ],

@@ -36,6 +36,13 @@ def test_a_tenth_is_for_the_test_and_a_new_image_moves_no_other(root):
         assert set(before[part][0]) <= set(after[part][0])
 
 
+def test_its_version_is_of_names_sizes_and_times(root):
+    versions = [data.load(f"folder:{root}")[0].version for _ in range(2)]
+    path = folder.find(root)[1]["train"][0][0]
+    path.write_bytes(path.read_bytes() + b"0")
+    assert versions[0] == versions[1] != data.load(f"folder:{root}")[0].version
+
+
 def test_folders_named_train_and_test_are_the_splits(root, tmp_path):
     for part, name in (("train", "a"), ("train", "b"), ("val", "a"), ("val", "b")):
         write(tmp_path / "split" / part / name / "deep" / "x.jpg")

@@ -33,6 +33,16 @@ def test_resume_keeps_and_overwrite_removes(claimed):
     assert claimed.metrics() == []
 
 
+def test_overwriting_leaves_what_is_not_of_a_run(claimed):
+    (claimed.path / "thesis").mkdir()
+    (claimed.path / "thesis/chapter.tex").write_text("years of work")
+    (claimed.path / "report.html").write_text("a page")
+    (claimed.path / "student.int4.tflite").write_text("a file of the run before")
+    claimed.claim("--a=2\n", resume=False, overwrite=True)
+    assert sorted(path.name for path in claimed.path.iterdir()) == [".lock", "flags.cfg", "models", "report.html", "thesis"]
+    assert (claimed.path / "thesis/chapter.tex").read_text() == "years of work"
+
+
 def test_a_run_is_trained_by_one_process_at_a_time(claimed):
     other = RunDirectory(claimed.path)
     before = {path: path.stat().st_mtime_ns for path in claimed.path.rglob("*")}

@@ -189,6 +189,15 @@ def test_activations_that_only_know_unsigned_take_an_interval_where_values_are_s
     assert found["conv_relu_out"] == Pact(4) and found["stage1_block1_2_bn_out"] == SIGNED
 
 
+def test_an_override_of_a_kernel_alone_leaves_the_ends_their_bits():
+    overrides = {"conv2$": Scheme(Interval(2), Interval(4))}
+    model = keras.Sequential([keras.Input((8, 8, 1)), *(L.Conv2D(2, 3, activation="relu", name=f"conv{k}") for k in range(3)), L.Flatten(), L.Dense(2)])
+    student = quantize(model, Scheme(Interval(4), Interval(4), overrides=overrides))
+    assert activations(student)["conv2_relu_out"] == UNSIGNED_8 and kernels(student)["conv2"] == Interval(2)
+    lower = Scheme(Interval(4), Interval(4), overrides={"conv2$": Scheme(Interval(2), Interval(3))})
+    assert activations(quantize(model, lower))["conv2_relu_out"].bits == 3
+
+
 def test_signed_is_for_what_can_be_negative_and_for_the_ends_of_the_last_layer():
     slow, held = Interval(8, gradient_scale=True), Interval(8, learned=False)
     student = quantize(resnet(), Scheme(None, Interval(4), signed=slow, overrides={"stage2_block1_s_bn": Scheme(None, Interval(4), signed=held)}))

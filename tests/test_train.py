@@ -1,5 +1,6 @@
 """The training program as a process: what it leaves, what it says, killed and resumed, run again from its own flags, taught in every way, fed nonsense."""
 
+import ast
 import random
 import re
 import signal
@@ -209,6 +210,19 @@ def test_an_ensemble_of_fixed_views_is_computed_once_also_by_a_run_that_is_kille
     assert {"teacher", "taught_0"} <= directory.results().keys()
 
 
+def test_from_scratch_a_file_keeps_what_it_knows_of_its_data_and_both_students_start_anew(trained, tmp_path):
+    known = keras.layers.Normalization()
+    known.adapt(np.random.default_rng(0).normal(0.3, 0.5, (64, 8, 8, 1)).astype(np.float32))
+    net = keras.Sequential([keras.Input((8, 8, 1)), known, keras.layers.Flatten(), keras.layers.Dense(12, "relu"), keras.layers.Dense(10, name="logits")])
+    net.get_layer("logits").kernel.assign(net.get_layer("logits").kernel * 0 + 9)
+    net.save(tmp_path / "known.keras")
+    flags = f"--student={tmp_path / 'known.keras'}", "--start=scratch", "--float_epochs=1", "--phase=alone:1", f"--workdir={tmp_path / 'run'}"
+    trained(*flags)
+    found = RunDirectory(tmp_path / "run").load_model("float")
+    np.testing.assert_array_equal(found.layers[0].mean, known.mean)
+    assert abs(found.get_layer("logits").kernel.numpy()).max() < 2
+
+
 def test_a_student_that_became_unfit_for_a_file_is_kept_as_it_was_trained(trained, tmp_path):
     """At such a rate an interval's first step takes it below 0, where it counts as 1e-8."""
     _, err = trained("--weights=kbit:4", "--activations=interval:4", "--phase=alone:1", "--activation_interval_rate=100", f"--workdir={tmp_path / 'run'}")
@@ -260,6 +274,8 @@ def test_images_of_another_dataset_teach_without_labels(nets, trained, tmp_path)
         ({"view": "shift", "teacher": ("resnet8,size=4",)}, "view: expected a crop of the original image for a teacher of another size"),
         ({"teacher": ("resnet8,size=16",)}, "--teacher: expected a size of at most 8, which digits train .synthetic. is stored in, received 16"),
         ({"teacher": ("nowhere.keras", "resnet8")}, "nowhere.keras, which is not there"),
+        ({"teacher": ("PIXELS",), "teacher_epochs": 0}, "--teacher: expected values=0..255, as .*pixels.keras begins with a rescaling of pixels"),
+        ({"student": "PIXELS", "student_width": 1.0}, "--student: expected a network of images in -1..1, received .*pixels.keras"),
         ({"transfer_dataset": "imdb_reviews"}, "transfer_dataset: expected one with a feature .image."),
         ({"transfer_dataset": "cifar10"}, "--transfer_dataset: expected images of 1 channels, as --dataset has, received 3"),
         ({"hint": ("nope=conv",)}, "hints: expected a layer of the student, received 'nope'"),
@@ -270,6 +286,9 @@ def test_images_of_another_dataset_teach_without_labels(nets, trained, tmp_path)
 def test_what_cannot_be_taught_is_refused_before_anything_is_written(tmp_path, change, message):
     settings = {"dataset": "digits", "synthetic": True, "student": "resnet8", "student_width": 0.125, "teacher": ("resnet8",), "teacher_epochs": 1}
     settings |= {"phase": ("trained_teacher:1",), "hard_weight": 0.0, "view": "same/ic", "batch_size": 16}
+    pixels = tmp_path / "pixels.keras"
+    keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(10)]).save(pixels)
+    change = {name: ast.literal_eval(repr(value).replace("PIXELS", str(pixels))) for name, value in change.items()}
     with pytest.raises(BadInput, match=message):
         training.Training(Config(**{**settings, **change}), RunDirectory(tmp_path / "run"))
     assert not (tmp_path / "run").exists()

@@ -33,6 +33,7 @@ class Split:
     examples: a tf.data.Dataset of {"image": uint8 [h, w, c], "label": int64, "index": int64}, in a fixed order.
     count: how many. classes: how many labels there are, 0 for images without. shape: (h, w, c), None where images differ in size.
     names: of the classes, where they are known.
+    version: of the dataset, or of the files' names, sizes and times: what is remembered of its images is of this one.
     rows, read: where images are files, a tf.data.Dataset of what `read` makes examples of: so names are shuffled and not images.
     """
 
@@ -42,6 +43,7 @@ class Split:
     classes: int
     shape: tuple
     names: tuple = ()
+    version: str = ""
     rows: tf.data.Dataset | None = None
     read: object = None
 
@@ -77,7 +79,7 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
         names, found = folder.find(name.removeprefix(FOLDER))
         if synthetic:
             return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
-        return tuple(_folder(f"{name} {part}", folder.rows(*images), len(images[0]), tuple(names)) for part, images in found.items())
+        return tuple(_folder(f"{name} {part}", folder.rows(*images), len(images[0]), tuple(names), folder.version(images[0])) for part, images in found.items())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
@@ -89,9 +91,9 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     return tuple(_split(builder, name, split, names, shape) for split in SPLITS.get(name, ("train", "test")))
 
 
-def _folder(name, rows, count, names):
+def _folder(name, rows, count, names, version):
     examples = rows.map(folder.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return Split(name, examples, count, len(names), (None, None, 3), names, rows, folder.read)
+    return Split(name, examples, count, len(names), (None, None, 3), names, version, rows, folder.read)
 
 
 def _synthetic_pair(name, shape, names, image_size):
@@ -169,7 +171,7 @@ def _split(builder, name, split, names, shape):
     examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if names else -1, "index": index})
     if math.prod(side or 512 for side in shape) * count < KEPT:
         examples = _in_memory(examples, shape)
-    return Split(f"{name} {split}", examples, count, len(names), shape, names)
+    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version))
 
 
 def _in_memory(examples, shape):
