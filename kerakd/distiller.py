@@ -117,7 +117,12 @@ class Distiller(keras.Model):
         self.enter(mode)
 
     def enter(self, mode, *, hard_weight=None, soft_weight=None):
-        """Starts a phase in another mode; weights and optimizers go on from where they are. None takes the constructor's weight, else the mode's."""
+        """Starts a phase in another mode, also from a callback of `fit`; weights and optimizers go on from where they are.
+
+        Args:
+            hard_weight, soft_weight: None takes the constructor's, else the mode's own.
+        Raises: BadInput for a mode that needs a teacher, or another one.
+        """
         chosen = mode_named(mode)
         if chosen.teacher and not self.teachers:
             raise BadInput(f"teacher: expected a model in mode {mode!r}, received none; give teacher= or take mode='alone'")
@@ -133,7 +138,8 @@ class Distiller(keras.Model):
         asked_hard, asked_soft = self._weights_asked
         self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
         self._soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
-        self.train_function = None  # traced anew: the step of another mode is another graph
+        if self.train_function is not None:  # traced anew, also within a fit, from a callback: the step of another mode is another graph
+            self.make_train_function(force=True)
 
     @property
     def hard_weight(self):

@@ -433,6 +433,21 @@ def test_entering_another_mode_goes_on_from_where_it_was():
         assert int(model.optimizer.iterations) == steps
 
 
+def test_a_callback_may_enter_another_mode_within_a_fit():
+    class Turn(keras.callbacks.Callback):
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == 1:
+                self.model.enter("trained_teacher", hard_weight=0.0, soft_weight=0.0)
+
+    once, twice = (taught("alone", teacher=net(2)) for _ in range(2))
+    once.fit(X, Y, epochs=1, shuffle=False, verbose=0)
+    history = twice.fit(X, Y, epochs=2, shuffle=False, verbose=0, callbacks=[Turn()]).history
+    assert history["loss"][1] == pytest.approx(sum(map(float, twice.student.losses)), abs=1e-6) and "soft_loss" in history
+    once.enter("trained_teacher", hard_weight=0.0, soft_weight=0.0)
+    once.fit(X, Y, epochs=1, shuffle=False, verbose=0)
+    assert state(once.student) == state(twice.student)
+
+
 def test_a_mode_has_the_weights_asked_for_last():
     model = Distiller(student=net(1), teacher=net(2), mode="co_study", hard_weight=0.25)
     assert (model.hard_weight, model.soft_weight) == (0.25, 1.0)
