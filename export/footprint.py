@@ -250,12 +250,13 @@ def _bytes_of_weights(layer, quantizer, folded):
 
 
 def _as_float(model):
-    """A quantized model without its quantizers and what narrows its sums: a ReLU where a quantizer stands for it."""
+    """A quantized model without its quantizers and multiplications by 1, and what narrows its sums: a ReLU where a quantizer stands for it."""
     made = {}
 
     def strip(layer, args, kwargs):
         narrowed = isinstance(layer, QuantizedActivation) and isinstance(layer._inbound_nodes[0].inbound_layers, Narrowing)
-        if isinstance(layer, Narrowing) or narrowed or (isinstance(layer, QuantizedActivation) and not layer.relu):
+        same = isinstance(layer, L.Rescaling) and (layer.scale, layer.offset) == (1.0, 0.0)
+        if same or narrowed or (isinstance(layer, QuantizedActivation) and not layer.relu):
             return args[0]
         if layer.name not in made:
             inner = layer.layer if isinstance(layer, QuantizedLayer) else layer

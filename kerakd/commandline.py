@@ -48,21 +48,23 @@ def _last_said(arguments, repeated, values):
 
     Raises: absl's error for a flag file that is not there.
     """
-    sources, rest = [], []  # [(source, argument)]
-    for number, argument in enumerate(arguments):
+    sources, rest = [], iter(arguments)  # [(source, argument)]
+    for number, argument in enumerate(rest):
         if argument == "--":
-            rest = arguments[number:]
+            rest = iter([argument, *rest])
             break
-        of_file = argument.lstrip("-").startswith("flagfile=") and argument.startswith("-")
+        if _flag_name(argument) in {*repeated, "flagfile"} and "=" not in argument:
+            argument = f"{argument}={next(rest, '')}"
+        of_file = _flag_name(argument) == "flagfile"
         read = values.read_flags_from_files([argument], force_gnu=True) if of_file else [argument]
-        sources += [(number if of_file else -1, one) for one in read]
-    said = {}
-    for source, argument in sources:
-        name = argument.lstrip("-").partition("=")[0]
-        if argument.startswith("-") and name in repeated:
-            said[name] = source
-    kept = [one for source, one in sources if said.get(one.lstrip("-").partition("=")[0] if one.startswith("-") else None, source) == source]
-    return kept + rest
+        sources += [(number if of_file else "the command line", one) for one in read]
+    last = {_flag_name(argument): source for source, argument in sources if _flag_name(argument) in repeated}
+    return [argument for source, argument in sources if last.get(_flag_name(argument), source) == source] + list(rest)
+
+
+def _flag_name(argument):
+    """The flag that an argument is of, None for what is no flag."""
+    return argument.lstrip("-").partition("=")[0] if argument.startswith("-") else None
 
 
 def parse(argv, cls, extra=()):

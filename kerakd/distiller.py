@@ -186,12 +186,10 @@ class Distiller(keras.Model):
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
         Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
         """
-        given = {"optimizer": optimizer, "teacher_optimizer": teacher_optimizer}
-        given |= {"weight_interval_optimizer": weight_interval_optimizer, "activation_interval_optimizer": activation_interval_optimizer}
-        if any(getattr(one, "use_ema", False) for one in given.values()):
-            raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the teacher's weights as well")
-        shared = [one for one in (optimizer, weight_interval_optimizer, activation_interval_optimizer) if one is teacher_optimizer]
-        if shared and teacher_optimizer is not None and not isinstance(teacher_optimizer, str):
+        others = [one for one in (weight_interval_optimizer, activation_interval_optimizer) if one is not None]
+        if any(getattr(one, "use_ema", False) for one in (optimizer, teacher_optimizer, *others)) and (self.teachers or others):
+            raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the variables of the others as well")
+        if teacher_optimizer is not None and not isinstance(teacher_optimizer, str) and any(one is teacher_optimizer for one in (optimizer, *others)):
             raise BadInput("teacher_optimizer: expected one of its own, received that of the student; make another")
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))

@@ -143,7 +143,7 @@ def quantize(model, scheme):
         kernel, output, absorbed, narrowed, line = next(steps)
         if line:
             taken.add(name := free_name(f"{layer.name}_line", taken))
-            args = (Narrowing(name=name)(args[0]), *args[1:])
+            args = (L.Rescaling(1.0, name=name)(args[0]), *args[1:])
         if narrowed is not None:
             quantizer, name = narrowed
             if name not in narrow:

@@ -63,7 +63,8 @@ def main():
     try:
         if chief:
             directory.check(config.text(), where["resume"], where["overwrite"])
-            directory.check_apart(config.files() if where["overwrite"] else {})
+            if where["overwrite"]:
+                directory.check_apart(config.files())
         training = Training(config, directory, keeping)
         directory.claim(config.text(), where["resume"], where["overwrite"])
         claimed = keeping.devices.largest(1)

@@ -1,5 +1,6 @@
 """The cache of what teachers said: bit for bit, refused where it is of something else, whole after SIGKILL, and never asking twice."""
 
+import dataclasses
 import pathlib
 import signal
 import subprocess
@@ -277,6 +278,7 @@ def nets(tmp_path_factory):
         ({"teacher": ("one.keras,size=8",)}, "teachers"),
         ({"dataset": "mnist", "image_size": 8}, "images"),
         ({"transfer_dataset": "mnist"}, "images"),
+        ({"version": "2"}, "images"),
         ({"view": "same/rc"}, "views"),
         ({"mixup": False}, "views"),
         ({"batch_size": 16}, "batches .*shape"),
@@ -287,9 +289,9 @@ def test_a_run_with_other_views_or_teachers_is_refused_and_names_it(nets, tmp_pa
     settings = {"dataset": "digits", "synthetic": True, "batch_size": 32, "view": "same/ic", "mixup": True, "hard_weight": 0.0}
     settings |= {"student": "s.keras", "teacher": ("one.keras",), "phase": ("trained_teacher:1",), "teacher_cache": str(tmp_path / "cache")}
 
-    def made(**change):
+    def made(version="1", **change):
         config = Config(**{**settings, **change})
-        images, _ = data.load(config.dataset, synthetic=True, image_size=config.largest())
+        images = dataclasses.replace(data.load(config.dataset, synthetic=True, image_size=config.largest())[0], version=version)
         teachers = [one.prepared(load_model(nets / one.network)) for one in config.teachers()]
         return Lessons(config, RunDirectory(tmp_path / "run"), images, images.image_shape(config.size())).cache(0, teachers)
 

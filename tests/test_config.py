@@ -113,6 +113,10 @@ def test_a_flag_that_can_be_repeated_is_what_its_last_source_says(tmp_path):
     assert phases("one") == ("alone:1", "alone:2") and phases("one", "two") == ("alone:3",)
     assert phases("one", "--phase=alone:4", "--phase=alone:5") == ("alone:4", "alone:5") == phases("--phase=alone:4", "one", "--phase=alone:5")
     assert phases("--phase=alone:4", "two") == ("alone:3",)
+    spaced = ["x", "--phase", "alone:4", "--flagfile", str(tmp_path / "two"), "--student=resnet8"]
+    assert parse(spaced)[0].phase == ("alone:3",) and parse([*spaced, "--phase", "alone:5"])[0].phase == ("alone:4", "alone:5")
+    with pytest.raises(BadInput, match="received 'stray'"):
+        parse([*spaced, "--", "stray"])
     assert parse(["x", f"--flagfile={tmp_path / 'one'}", "--dataset=digits"])[0].override == ("a=float/float",)
 
 

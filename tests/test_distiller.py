@@ -266,6 +266,8 @@ def test_under_a_policy_of_the_callers_losses_are_float32(policy):
 def test_what_a_caller_gives_one_optimizer_for_is_refused():
     with pytest.raises(BadInput, match="optimizer: expected one without use_ema"):
         taught(optimizer=keras.optimizers.Adam(use_ema=True))
+    model = taught("alone", optimizer=keras.optimizers.Adam(use_ema=True))  # there is nobody else
+    model.fit(X, Y, epochs=2, verbose=0)
     one = keras.optimizers.Adam()
     with pytest.raises(BadInput, match="teacher_optimizer: expected one of its own, received that of the student"):
         taught("co_study", optimizer=one, teacher_optimizer=one)
@@ -496,6 +498,8 @@ def test_a_student_without_calibrated_intervals_is_refused_and_not_moved():
     model, before = taught("alone", student), state(student)
     with pytest.raises(BadInput, match=r"student: .*received none for image_out, relu_out, c2_relu_out, logits_out; call kerakd.calibrate"):
         model.fit(images, Y[:8], verbose=0)
+    with pytest.raises(BadInput, match="expected calibrated intervals"):
+        model.evaluate(images, Y[:8], verbose=0)
     assert state(student) == before
 
 
@@ -614,6 +618,11 @@ def test_batches_that_do_not_fit_are_refused(kwargs, batch, telling):
     with pytest.raises(BadInput, match=telling):
         fit(model, *batch)
     assert state(model.student) == before
+
+
+def test_predictions_of_views_are_those_of_the_students():
+    views = tf.data.Dataset.from_tensor_slices({"student": X, "teachers": (2 * X,)}).batch(16)
+    np.testing.assert_array_equal(taught().predict(views, verbose=0), taught().predict(X, batch_size=16, verbose=0))
 
 
 @pytest.mark.parametrize("mode", [name for name, row in MODES.items() if row.teacher_learns])

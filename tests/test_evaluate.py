@@ -6,9 +6,11 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import run_program
+from PIL import Image
 
 import kerakd
 from kerakd import evaluate
+from kerakd.errors import BadInput
 from kerakd.evaluate import agreement, calibration_error, confusion, figure_of, scores, worst
 from kerakd.rundir import RunDirectory
 
@@ -86,6 +88,18 @@ def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_pat
     assert status == 0, out + err
     assert here(evaluate.main, *models, "--image_size=24")[0] == 2  # they take 8
     assert [one["accuracy"] for one in json.loads((tmp_path / "two.json").read_text())["models"].values()] == [found["taught_0"]["accuracy"]] * 2
+
+
+def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
+    for root, names in (("a", ("cat", "dog")), ("b", ("cat", "dog")), ("c", ("Cat", "dog"))):
+        for name in names:
+            for number in range(12):
+                (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (4, 4)).save(tmp_path / root / name / f"{number}.png")
+    evaluate._check_names(f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'b'}")
+    evaluate._check_names(f"folder:{tmp_path / 'gone'}", f"folder:{tmp_path / 'b'}")
+    with pytest.raises(BadInput, match="expected the class folders of folder:.*a, on which the run was trained, received others .Cat, cat."):
+        evaluate._check_names(f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'c'}")
 
 
 @pytest.mark.parametrize("classes", [3, 40])

@@ -69,6 +69,15 @@ def test_a_student_whose_sums_are_narrowed_counts_as_what_it_was_made_from(resid
         assert Network(student).footprint(bits, min(bits, 8)) == residual.footprint(bits, min(bits, 8))
 
 
+def test_a_student_whose_relu_stands_apart_counts_as_what_it_was_made_from():
+    layers = [L.Conv2D(2, 3, padding="same"), L.MaxPooling2D(2), L.ReLU(), L.Flatten(), L.Dense(3)]
+    net = keras.Sequential([keras.Input((4, 4, 1)), *layers])
+    student = kerakd.quantize(net, kerakd.Scheme(kerakd.Interval(4), kerakd.Interval(4)))
+    assert any("line" in layer.name for layer in student.layers)
+    for bits in (32, 4):
+        assert footprint(student, bits, bits) == footprint(net, bits, bits)
+
+
 def test_views_write_nothing(residual):
     net = residual_net([L.Reshape((2, 2)), L.Dropout(0.1), L.Flatten()])
     assert footprint(net, 4, 4) == residual.footprint(4, 4)

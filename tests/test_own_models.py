@@ -145,6 +145,13 @@ def test_logits_may_be_joined_and_named():
     assert proof.exact and proof.logits == 24 * 5
 
 
+def test_a_bound_where_activations_stay_float_is_no_finding():
+    rules = {"^bound": kerakd.Scheme(None, None), "^between": kerakd.Scheme(None, None)}
+    scheme = kerakd.Scheme(kerakd.Interval(8), kerakd.Interval(8), overrides=rules)
+    student = calibrated(net(lambda x: conv(L.ReLU(1.0, name="bound")(L.LayerNormalization(name="between")(conv(x))))), scheme=scheme)
+    assert not [finding for finding in kerakd.lint(student) if "bound" in finding.problem]
+
+
 def test_the_codes_say_where_a_relu_before_a_shared_grid_ends():
     student = calibrated(net(lambda x: L.Concatenate()([L.ReLU(6.0)(L.Conv2D(2, 1, name="a")(x * 9.0)), L.ReLU()(L.Conv2D(2, 1, name="b")(x * 9.0)), conv(x)])))
     arrays = kerakd.codes(student)

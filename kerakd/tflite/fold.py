@@ -129,9 +129,10 @@ def fold(model, container="int8"):
     return folded
 
 
-def odd_bound(layer):
-    """Whether it is a ReLU whose bound is no grid's end, as a quantizer that tensors of a concatenation share leaves it, and not 6, which files have."""
-    return is_relu(layer) and layer.max_value not in (None, 6.0)
+def odd_bound(call):
+    """Whether a ReLU's bound is no grid's end, as a quantizer that tensors of a concatenation share leaves it, and not 6, which files have."""
+    reader = call.sole_reader
+    return is_relu(call.layer) and call.layer.max_value not in (None, 6.0) and reader is not None and isinstance(reader.layer, QuantizedActivation)
 
 
 def _check(model, calls):
@@ -139,7 +140,7 @@ def _check(model, calls):
         if isinstance(call.layer, STEPS) and not call.once:
             name = call.layer.name
             raise BadInput(f"model: expected every layer with weights to be called once, received {name!r} called twice; give each call a layer of its own")
-        if odd_bound(call.layer):
+        if odd_bound(call):
             raise BadInput(
                 f"model: expected no bound but 6 of a ReLU in a concatenation, received {call.layer.max_value:g} in {call.layer.name!r}; take 6 or none"
             )

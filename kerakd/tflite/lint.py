@@ -102,7 +102,7 @@ def _called_twice(model, calls):
 
 def _odd_bounds(model, calls):
     for call in calls:
-        if odd_bound(call.layer):
+        if odd_bound(call):
             yield Finding(call.layer.name, f"a bound of {call.layer.max_value:g} in a concatenation", "take 6 or none", True)
 
 
