@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import re
 
 import tensorflow as tf
 import tf_keras as keras
@@ -11,10 +10,12 @@ from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
 from kerakd.checks import check_labels, check_logits, check_teacher, warn_of_temperature
-from kerakd.errors import BadInput, Diverged
+from kerakd.errors import BadInput
+from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
 from kerakd.hints import Hints
 from kerakd.modes import mode_named
+from kerakd.optimizers import interval_kind, takes_gradients
 
 ENSEMBLES = ("sum", "mean")
 
@@ -243,7 +244,7 @@ class Distiller(keras.Model):
         self._check(y)
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
-        with self._explained():
+        with explained(self.student.output_shape[-1]):
             return super().fit(x, y, *args, **kwargs)
 
     def _check(self, y):
@@ -274,30 +275,8 @@ class Distiller(keras.Model):
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput as `fit`."""
         self._check(y)
-        with self._explained():
+        with explained(self.student.output_shape[-1]):
             return super().evaluate(x, y, *args, **kwargs)
-
-    @contextlib.contextmanager
-    def _explained(self):
-        try:
-            yield
-        except tf.errors.InvalidArgumentError as error:
-            if "input_min nan" in error.message:
-                raise Diverged(_DIVERGED.format("student: expected finite weights and intervals", f"NaN in {_node(error.message)}")) from error
-            found = re.search(rf"{_LOSS} : Tensor had (.*) values", error.message)
-            if found:
-                raise Diverged(_DIVERGED.format("loss: expected a finite one", f"{found[1]} (no trained weight was changed by this step)")) from error
-            if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
-                raise
-            classes = self.student.output_shape[-1]
-            raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received others in the dataset") from error
-        except Exception as error:
-            refused = error  # a refusal inside the traced step comes wrapped by AutoGraph
-            while refused is not None and not isinstance(refused, BadInput):
-                refused = refused.__cause__ or refused.__context__
-            if refused is None or refused is error:
-                raise
-            raise refused from None
 
     @property
     def metrics(self):
@@ -336,7 +315,7 @@ class Distiller(keras.Model):
             shares = [value if value is None or replicas == 1 else value / replicas for value in (loss, teacher_loss)]  # gradients are summed
         if replicas > 1:  # a loss that is not finite in one of them stops all, and at the same step
             total = tf.distribute.get_replica_context().all_reduce("SUM", total)
-        with tf.control_dependencies([tf.debugging.check_numerics(total, _LOSS)]):
+        with tf.control_dependencies([tf.debugging.check_numerics(total, LOSS)]):
             self._minimize(tape, *shares)
         count = tf.shape(logits)[0]  # the last batch of an array is smaller
         if teacher_loss is not None:
@@ -357,7 +336,7 @@ class Distiller(keras.Model):
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
         groups = self._groups()
-        if not all(_takes_gradients(optimizer) for optimizer, _ in groups):
+        if not all(takes_gradients(optimizer) for optimizer, _ in groups):
             for optimizer, variables in groups:
                 optimizer.minimize(loss, variables, tape=tape)
         else:  # one backward pass for all
@@ -449,29 +428,7 @@ class Distiller(keras.Model):
         return list(by_optimizer.values())
 
 
-_LOSS = "loss of a training step"
-_DIVERGED = (
-    "{}, received {}; the training diverged: take a smaller learning rate, above all for intervals "
-    "(activation_interval_optimizer), or Interval(gradient_scale=True)"
-)
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
-
-
-def interval_kind(variable):
-    """ "activation_interval", "kernel_interval", or None for what is no learned interval."""
-    name = variable.name.rpartition("/")[2]
-    return None if "_interval" not in name else "kernel_interval" if "kernel_interval" in name else "activation_interval"
-
-
-def _node(message):
-    """The layer in an error message of TensorFlow, "{{node model/layer/op}}"."""
-    found = re.search(r"{{node (\S*?)/?[^/]*}}", message)
-    return repr(found.group(1).rpartition("/")[2]) if found else "a quantizer"
-
-
-def _takes_gradients(optimizer):
-    """Whether it takes the loss's gradients as they are, and does not make its own, as one that scales the loss does."""
-    return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))
 
 
 def _one_hot(y):

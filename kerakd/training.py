@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from kerakd import batchnorm, data, evaluate, optimizers, report
 from kerakd.checks import broken, check_finite, first_not_finite
-from kerakd.distiller import Distiller, interval_kind
+from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
 from kerakd.keep import Keep, Keeping, random_states
 from kerakd.lessons import Lessons
@@ -66,7 +66,7 @@ class Training:
         rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
         groups = {"optimizer": []}
         for variable in distiller.learning_variables:
-            kind = interval_kind(variable)
+            kind = optimizers.interval_kind(variable)
             groups.setdefault("optimizer" if rates.get(kind) is None else kind, []).append(variable)
         made = {kind: self.optimizer(rates.get(kind, c.learning_rate), stage.phases, variables) for kind, variables in groups.items()}
         if stage.teacher_learns:

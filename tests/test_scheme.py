@@ -9,8 +9,8 @@ from tensorflow_model_optimization.quantization import keras as tfmot
 import kerakd
 from kerakd import calibration, models
 from kerakd.calibration import RULES, calibrate
-from kerakd.distiller import interval_kind
 from kerakd.errors import BadInput
+from kerakd.optimizers import interval_kind
 from kerakd.quantizers import Interval, KBit, Pact, Ternary
 from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer
