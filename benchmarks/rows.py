@@ -56,6 +56,7 @@ SECTIONS = {
     "Apprentice, ternary weights and 8-bit activations": _apprentice("ternary"),
     "Apprentice, 4-bit weights (WRPN) and 8-bit activations": {
         **_apprentice("w4a8"),
+        "w4a8_a_t4": Row("A at T 4, nine tenths of the loss the teacher's", "float", "w4a8"),
         "w4a8_c_t4": Row("C at T 4, nine tenths of the loss the teacher's", "float_longer", "w4a8_c_alone"),
     },
     **{f"QKD, W{bits}A{bits}, from the float student": _qkd(bits) for bits in (4, 3, 2)},
