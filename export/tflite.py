@@ -32,7 +32,7 @@ def _kept(proof):
 
 
 REQUIREMENTS = {  # what a proof has to show before anything is written
-    "codes": ("every weight code equal in both containers", lambda proofs: all(proof.codes_equal == 1 for proof in proofs.values())),
+    "codes": ("every weight code equal in both containers, and none that nobody trained", lambda proofs: all(map(_codes, proofs.values()))),
     "int8": ("every logit and top-1 of the int8 container equal to the student's", lambda proofs: proofs["int8"].exact),
     "unpacked": ("the same of the int4 container after kerakd.unpack", lambda proofs: proofs["int4, unpacked"].exact),
     "emulated": ("every logit of the int4 container as it is equal to its emulation in NumPy", lambda proofs: proofs["int4"].emulated_equal == 1),
@@ -156,6 +156,10 @@ def _outputs(options):
     for what, path in paths.items():
         commandline.check_new("codes" if what == "codes" else "out", str(path), (SUFFIXES[what],), options.overwrite)
     return paths
+
+
+def _codes(proof):
+    return proof.codes_equal == 1 and not proof.foreign_kernels
 
 
 def _check(proofs, required):

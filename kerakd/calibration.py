@@ -22,7 +22,7 @@ def calibrate(model, images, rule="max"):
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd. One without intervals, as a float one, stays as it is.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
+            or the largest where that is 0, "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
     """
     if not isinstance(rule, str) or rule not in RULES:
@@ -155,7 +155,8 @@ def _maximum(rows, quantizer, shape):
 
 
 def _percentile(rows, quantizer, shape):
-    return tf.constant(np.percentile(np.abs(rows), 99.9, axis=0), tf.float32)
+    found = tf.constant(np.percentile(np.abs(rows), 99.9, axis=0), tf.float32)
+    return tf.where(found > 0, found, _maximum(rows, quantizer, shape))  # of a sparse tensor the percentile says nothing
 
 
 def _least_squares(rows, quantizer, shape):

@@ -221,8 +221,8 @@ def _both(cls, scale, offset, turned=False):
 
     def rule(copier, name, values):
         symbolic = [hasattr(value, "_keras_history") for value in values]
-        if len(values) != 2 or not any(symbolic):
-            return None
+        if len(values) != 2 or not any(symbolic) or not all(value.dtype.is_floating for value, ours in zip(values, symbolic, strict=True) if ours):
+            return None  # integers are sizes, no images
         if all(symbolic):
             same = values[0].shape.rank == values[1].shape.rank
             return copier.new(cls, name)(list(values)) if cls and same else None

@@ -38,6 +38,13 @@ def test_a_relus_bound_is_the_interval_where_values_pass_it_and_their_maximum_el
     assert calibrated(VECTORS, relu=True, bound=50.0) == calibrated(VECTORS, relu=True) == VECTORS.max() < -VECTORS.min()
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_the_interval_of_a_sparse_tensor_holds_its_few_values(rule):
+    x = np.zeros((1000, 8), np.float32)
+    x[0, 0] = 120.0  # fewer than one value in a thousand
+    assert calibrated(x, rule) == pytest.approx(120.0, rel=0.02)
+
+
 def normed(x, **kwargs):
     """A student of float kernels whose 'relu_out' sees a BatchNorm's output."""
     keras.utils.set_random_seed(0)

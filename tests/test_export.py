@@ -191,6 +191,8 @@ WORSE = {  # a proof that falls short: of which container, in what, and which re
     "a logit of int8": ("int8", {"logits_equal": 0.999}, ["int8"]),
     "a top-1 of int8": ("int8", {"top1_equal": 0.999}, ["int8"]),
     "a float tensor of int8": ("int8", {"float_tensors": ["x"]}, ["int8"]),
+    "a kernel of int8 that nobody trained": ("int8", {"foreign_kernels": ["x"]}, ["codes", "int8"]),
+    "a kernel of int4 that nobody trained": ("int4", {"foreign_kernels": ["x"]}, ["codes"]),
     "a logit of the unpacked": ("int4, unpacked", {"logits_equal": 0.999}, ["unpacked"]),
     "a logit of int4": ("int4", {"logits_equal": 0.5, "top1_equal": 0.9}, []),
     "a logit of int4 is not as emulated": ("int4", {"emulated_equal": 0.999}, ["emulated"]),

@@ -113,6 +113,21 @@ def test_a_finding_is_what_the_export_does():
             kerakd.to_tflite(student, "int4")
 
 
+@pytest.mark.parametrize("what, layer", [({"overrides": {"^b$": kerakd.Scheme(None, kerakd.Interval(4))}}, "b"), ({"last": None}, "dense")])
+def test_a_kernel_that_the_scheme_leaves_float_is_no_trained_one_in_the_proof(what, layer):
+    keras.backend.clear_session()
+    images = np.random.default_rng(0).normal(size=(16, 8, 8, 3)).astype(np.float32)
+    student = kerakd.quantize(three(), kerakd.Scheme(kerakd.Interval(4), kerakd.Interval(4), **what))
+    kerakd.calibrate(student, images)
+    assert [finding.layer for finding in lint(student)] == [layer]
+    proof = kerakd.verify(student, kerakd.to_tflite(student), images)
+    assert [name.split("/")[0] for name in proof.foreign_kernels] == [layer] and not proof.exact
+    assert f"float ones that the converter rounded to 8 bits: {layer}/" in str(proof)
+    whole = kerakd.quantize(three(), kerakd.Scheme(kerakd.Interval(4), kerakd.Interval(4)))
+    kerakd.calibrate(whole, images)
+    assert kerakd.verify(whole, kerakd.to_tflite(whole, "int4"), images).foreign_kernels == []
+
+
 def test_a_subclassed_model_is_refused():
     with pytest.raises(BadInput, match="expected a tf_keras"):
         lint("model")

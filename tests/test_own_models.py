@@ -59,6 +59,7 @@ BODIES = {  # and whether all of it is integers
     "concat of rows": (lambda x: tf.concat([conv(x, activation="relu"), conv(x)], 1), False),
     "reshape": (lambda x: tf.reshape(conv(x, activation="relu"), [-1, 512]), True),
     "reshape by its shape": (lambda x: tf.reshape(conv(x), [tf.shape(x)[0], 512]), False),
+    "resize by its sizes": (lambda x: tf.image.resize(conv(x), tf.shape(x)[1:3] * 2, "nearest"), False),
     "gate": (lambda x: (y := conv(x)) * L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling2D()(y))[:, None, None, :], False),
     "crop": (lambda x: conv(x)[:, 1:-1], False),
     "largest": (lambda x: tf.reduce_max(conv(x), [1, 2]), False),

@@ -27,8 +27,8 @@ def to_tflite(model, container="int8", io="float32"):
             4 bits stored in 4, or 2: the smaller file. Both hold the same trained codes; biases are finer in the first.
         io: type of the file's input and output. With "int8" and "uint8" the caller quantizes by the scale and zero point in the file.
     Returns: bytes.
-    Raises: BadInput for a model that is not calibrated, has NaN or float kernels; RuntimeError if the converter's file
-        is not what was folded.
+    Kernels that the scheme leaves float are stored in 8 bits of the converter's choice; `lint` and the proof name them.
+    Raises: BadInput for a model that is not calibrated or has NaN; RuntimeError if the converter's file is not what was folded.
     """
     if container not in CONTAINERS:
         raise BadInput(f"container: expected one of {', '.join(CONTAINERS)}, received {container!r}")

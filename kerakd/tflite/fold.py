@@ -103,7 +103,7 @@ def headroom(high, bits):
 def fold(model, container="int8"):
     """The Folded of a quantized model for one container.
 
-    Raises: BadInput for a model that was never calibrated, has NaN, float kernels or a layer with weights that is called twice.
+    Raises: BadInput for a model that was never calibrated, has NaN or a layer with weights that is called twice.
     """
     graph.check_functional(model)
     calls = graph.calls(model)

@@ -23,6 +23,7 @@ class Proof:
     top1_equal: images on which both name the same class; images is how many there were.
     max_steps: the largest difference of a logit, in steps of the output's grid.
     float_tensors: float tensors in the file besides its input and output.
+    foreign_kernels: kernels of layers that the scheme leaves float, which the converter rounded to 8 bits of its own choice: nobody trained their codes.
     not_delegated: operators that XNNPACK did not take.
     container: "int8" or "int4", what was found in the file.
     moved_steps: the largest move of a logit from the float32 student to the snapped copy, in steps.
@@ -38,6 +39,7 @@ class Proof:
     top1_equal: float
     max_steps: int
     float_tensors: list
+    foreign_kernels: list
     not_delegated: list
     container: str
     logits: int
@@ -51,8 +53,8 @@ class Proof:
 
     @property
     def exact(self):
-        """Whether every code, every logit and every top-1 is equal and no tensor is float."""
-        return self.codes_equal == self.logits_equal == self.top1_equal == 1 and not self.float_tensors
+        """Whether every code, every logit and every top-1 is equal, no tensor is float and no kernel the converter's own."""
+        return self.codes_equal == self.logits_equal == self.top1_equal == 1 and not self.float_tensors and not self.foreign_kernels
 
     def __str__(self):
         equal = round(self.logits_equal * self.logits)
@@ -60,13 +62,17 @@ class Proof:
         lines = {
             f"{self.container} container": f"{equal} of {self.logits} logits of {self.images} images equal ({self.logits_equal:.2%}), "
             f"at most {self.max_steps} steps apart, top-1 equal on {self.top1_equal:.2%}",
-            "kernels": f"{self.codes_equal:.2%} of the codes equal; {len(self.float_tensors)} float tensors in the file; "
+            "kernels": f"{self.codes_equal:.2%} of the codes equal; {self._foreign()}{len(self.float_tensors)} float tensors in the file; "
             f"outside XNNPACK: {', '.join(sorted(set(self.not_delegated))) or 'nothing'}",
             "inside": self._inside(),
             "emulation": modelled,
             "rounding": f"for integers moved the student's logits by at most {self.moved_steps:.1f} steps, top-1 kept on {self.moved_top1:.2%}",
         }
         return "\n".join(f"{name:16} {text}" for name, text in lines.items())
+
+    def _foreign(self):
+        names = ", ".join(self.foreign_kernels)
+        return f"float ones that the converter rounded to 8 bits: {names}; " if names else ""
 
     def _inside(self):
         differing = [layer for layer in self.layers if layer.equal < 1]
@@ -108,6 +114,7 @@ def verify(model, data, images):
         top1_equal=float(np.mean(logits.argmax(-1) == expected.argmax(-1))),
         max_steps=int(apart.max()),
         float_tensors=census["float_tensors"],
+        foreign_kernels=flatfile.foreign_kernels(data, found),
         not_delegated=runtime.not_delegated(data),
         container="int4" if set(census["weights"]) & set(flatfile.PACKED) else "int8",
         logits=apart.size,
