@@ -227,10 +227,7 @@ def scheme_of(bits_w, bits_a):
 
 def _bits(quantizer):
     """The bits of a code of `quantizer`, 32 without one."""
-    if not quantizer:
-        return FLOAT
-    low, high = quantizer.levels()
-    return int(high - low).bit_length()
+    return quantizer.width if quantizer else FLOAT
 
 
 def _packed(numbers, bits):

@@ -7,6 +7,7 @@ import importlib
 
 _HOME = {
     "BadInput": "errors",
+    "Diverged": "errors",
     "Scheme": "scheme",
     "quantize": "scheme",
     "calibrate": "calibration",
@@ -16,8 +17,10 @@ _HOME = {
     "Pact": "quantizers",
     "DoReFa": "quantizers",
     "from_keras3": "keras3",
+    "LayerConfig": "wrapper",
     "quantize_scope": "wrapper",
     "Distiller": "distiller",
+    "settle": "tflite",
     "to_tflite": "tflite",
     "lint": "tflite",
     "unpack": "tflite",

@@ -4,6 +4,8 @@ import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
+from kerakd.graph import random_states
+
 
 def reestimate(model, batches):
     """Sets the moving mean and variance of every BatchNorm to the average over `batches` (Nagel et al. 2022, section 4.1).
@@ -20,6 +22,7 @@ def reestimate(model, batches):
     if not norms:
         return
     momenta, before, seen = [layer.momentum for layer in norms], [variable.numpy() for variable in statistics], []
+    drawn = [(generator.state, generator.state.numpy()) for generator in random_states(model)]
     forward = None
     try:
         for layer in norms:
@@ -32,7 +35,7 @@ def reestimate(model, batches):
     finally:
         for layer, momentum in zip(norms, momenta, strict=True):
             layer.momentum = momentum
-        for variable, old in zip(statistics, before, strict=True):
+        for variable, old in [*zip(statistics, before, strict=True), *drawn]:
             variable.assign(old)
     for variable, values in zip(statistics, zip(*seen, strict=True), strict=False):  # none where there was no batch
         variable.assign(np.mean(values, axis=0, dtype=np.float64))

@@ -26,6 +26,12 @@ def fingerprint(model):
     return digest.hexdigest()
 
 
+def differences(there, made_from):
+    """In words what differs of what logits were made from, and now would be; "" where nothing does."""
+    differing = sorted(key for key in {*there, *made_from} if there.get(key) != made_from.get(key))
+    return "; ".join(f"{key} {there.get(key)!r} and not {made_from.get(key)!r}" for key in differing)
+
+
 @contextlib.contextmanager
 def _alone(folder):
     """One run at a time is in here with the folder."""
@@ -56,10 +62,9 @@ class TeacherCache:
         if not label.exists():
             self._begin(label, made_from)
         there = _read(label)
-        differing = sorted(key for key in {*there, *made_from} if there.get(key) != made_from.get(key))
+        differing = differences(there, made_from)
         if differing:
-            texts = "; ".join(f"{key} {there.get(key)!r} and not {made_from.get(key)!r}" for key in differing)
-            raise BadInput(f"teacher_cache: expected logits of the same teachers and views, received {self.folder} with {texts}; take another folder")
+            raise BadInput(f"teacher_cache: expected logits of the same teachers and views, received {self.folder} with {differing}; take another folder")
 
         for kind in KINDS:  # now, and not from within a pipeline
             for path in self.folder.glob(f"epoch_*.{kind}"):

@@ -10,7 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.wrapper import QuantizedActivation
+from kerakd.wrapper import QuantizedActivation, interval_variables
 
 
 def calibrate(model, images, rule="max"):
@@ -22,7 +22,8 @@ def calibrate(model, images, rule="max"):
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd. One without intervals, as a float one, stays as it is.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            or the largest where that is 0, "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
+            or the largest where that is 0, "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images
+            gets 1, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
     """
     if not isinstance(rule, str) or rule not in RULES:
@@ -72,12 +73,12 @@ def _checked(images, model):
             raise BadInput("images: expected finite values, received NaN or infinity; look for a division by zero in the preprocessing")
     for source, batch in zip(model.inputs, batches, strict=True):
         least = float(tf.reduce_min(batch))
-        if least < 0 and any(_of_pixels(node.layer) for node in source.node.layer.outbound_nodes):
+        if least < 0 and any(_quantizes_pixels(node.layer) for node in source.node.layer.outbound_nodes):
             raise BadInput(f"images: expected pixels, 0 and more, as the model begins with a rescaling of them, received {least:g}; rescale before the model")
     return images
 
 
-def _of_pixels(layer):
+def _quantizes_pixels(layer):
     """Whether it is the quantizer of an input that the plan took for pixels."""
     read = [node.layer for node in layer.outbound_nodes]
     return isinstance(layer, QuantizedActivation) and layer.quantizer.levels()[0] == 0 and any(isinstance(one, keras.layers.Rescaling) for one in read)
@@ -175,9 +176,4 @@ RULES = {"max": _maximum, "percentile": _percentile, "mse": _least_squares}
 
 def uncalibrated(model):
     """The names of the layers of `model` whose interval is not set."""
-    found = []
-    for layer in model._flatten_layers():
-        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizeWrapper)) else []:
-            if "_interval" in variable.name and not bool(tf.reduce_all(tf.math.is_finite(variable))):
-                found.append(layer.name)
-    return found
+    return [layer.name for layer, _, variable in interval_variables(model) if not bool(tf.reduce_all(tf.math.is_finite(variable)))]

@@ -27,7 +27,7 @@ def check_labels(labels, classes):
 def check_teacher(teacher, student):
     """Raises BadInput for a teacher of other classes, or of probabilities."""
     if isinstance(teacher, keras.Model) and not graph.is_functional(teacher):
-        said = teacher(tf.zeros([2, *student.input_shape[1:]]), training=False)  # subclassed: it is only called, never looked into
+        said = teacher(tf.zeros([2, *(size or 32 for size in student.input_shape[1:])]), training=False)  # subclassed: it is only called, never looked into
         theirs = said.shape[-1]
         if bool(tf.reduce_all((said >= 0) & (tf.abs(tf.reduce_sum(said, -1, keepdims=True) - 1) < 1e-3))):
             raise BadInput("teacher: expected logits, received probabilities, numbers that are positive and add up to 1; leave its softmax away")
@@ -38,6 +38,14 @@ def check_teacher(teacher, student):
     ours = student.output_shape[-1]
     if theirs != ours:
         raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
+
+
+def check_apart(teacher, student):
+    """Raises BadInput where a variable that the student learns is the teacher's as well: it would not stay what it is."""
+    learned = {variable.ref() for variable in student.trainable_variables}
+    shared = [variable.name for variable in teacher.variables if variable.ref() in learned]
+    if shared:
+        raise BadInput(f"teacher: expected a network of its own, received one that shares {shared[0]!r} with the student; give keras.models.clone_model of it")
 
 
 def check_logits(model, argument):

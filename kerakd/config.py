@@ -4,7 +4,7 @@ import dataclasses
 import re
 import typing
 
-from kerakd import augment, calibration, commandline, distiller, losses, models, optimizers, quantizers, scheme
+from kerakd import augment, calibration, commandline, losses, models, optimizers, quantizers, scheme, soft
 from kerakd import config_rules as rules
 from kerakd.commandline import flag
 from kerakd.errors import BadInput
@@ -56,7 +56,7 @@ class Config:
     seed: int = flag(0, "first seed of initial weights, order and views")
     seeds: int = flag(1, "how many students, with seeds SEED, SEED+1, ...; their mean is reported, the first one is exported")
     temperature: float = flag(1.0, "T of the soft loss")
-    ensemble: str = flag("sum", "of several teachers: the sum of their losses, or one of their mean logits", distiller.ENSEMBLES)
+    ensemble: str = flag("sum", "of several teachers: the sum of their losses, or one of their mean logits", soft.ENSEMBLES)
     ensemble_views: int = flag(1000, "views that a teacher averages over with --view=fix/ic_ens")
     teacher_cache: str = flag("", "a folder that keeps the teacher's logits of every view: another run with the same views does not ask it again")
     hint: tuple = flag((), "STUDENT_LAYER=TEACHER_LAYER whose outputs are compared as well; repeat it for more")
@@ -104,8 +104,8 @@ class Config:
         self.scheme()
 
     def warmup_share(self):
-        """The warm-up as a share of all phases, whatever --max_epochs leaves of them."""
-        return self.warmup_epochs / sum(self.asked())
+        """The warm-up as a share of its schedule, that of all phases, or with --restart of the first, whatever --max_epochs leaves of them."""
+        return self.warmup_epochs / (self.asked()[0] if self.restart else sum(self.asked()))
 
     def asked(self):
         """The epochs of each phase, as given."""

@@ -1,6 +1,7 @@
 """Who learns from whom: a Keras Model that trains a student under a teacher."""
 
 import contextlib
+import dataclasses
 import math
 
 import tensorflow as tf
@@ -9,15 +10,19 @@ import tf_keras as keras
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
-from kerakd.checks import check_labels, check_logits, check_teacher, warn_of_temperature
+from kerakd.checks import check_apart, check_labels, check_logits, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
-from kerakd.hints import Hints
+from kerakd.groups import LossScales, by_kind, minimize
 from kerakd.modes import mode_named
-from kerakd.optimizers import interval_kind, takes_gradients
+from kerakd.panel import Panel, views_of
+from kerakd.soft import SoftLoss, one_hot
 
-ENSEMBLES = ("sum", "mean")
+
+def _constant(name, what):
+    """A property for what is a constant of the traced step, and so can't be set."""
+    return property(lambda self: getattr(self, f"_{name}"), doc=what)
 
 
 class Distiller(keras.Model):
@@ -45,14 +50,15 @@ class Distiller(keras.Model):
         mode: a key of MODES.
         temperature: T > 0 of the soft loss.
         soft_loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n].
-        soft_weight, hard_weight: None takes the mode's own.
+        soft_weight, hard_weight: in modes with a teacher; None takes the mode's own. Alone the hard loss counts as it is.
         teacher_weights: a number for each teacher; None is 1 for each.
         ensemble: of several teachers, "sum": their weighted soft losses add up, or "mean": one soft loss of their weighted mean logits.
         hints: [(name of a layer of the student, of the first teacher)] whose outputs are compared as well.
         hint_loss: a key of losses.FEATURES. For "hint" a 1x1 convolution, which learns, brings the student's channels to the teacher's.
         hint_weight: of the hints' losses together.
         teacher_cache: a `kerakd.cache.TeacherCache`: what frozen teachers say of a place is computed once, and read from then on.
-    Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher.
+    Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher,
+        one that shares what the student learns.
     """
 
     def __init__(
@@ -80,81 +86,76 @@ class Distiller(keras.Model):
             raise BadInput(f"student: expected one output, the logits, received {len(student.outputs)}; make a model of one of them")
         for one in teachers:
             check_teacher(one, student)
+            check_apart(one, student)
         check_logits(student, "student")
-        if not 0 < temperature < math.inf:
-            raise BadInput(f"temperature: expected more than 0, received {temperature}")
         for name, weight in (("soft_weight", soft_weight), ("hard_weight", hard_weight), ("hint_weight", hint_weight)):
             if weight is not None and not 0 <= weight < math.inf:
                 raise BadInput(f"{name}: expected a number of 0 or more, received {weight}")
-        if not callable(soft_loss) and soft_loss not in losses.BY_NAME:
-            raise BadInput(f"soft_loss: expected a function or one of {', '.join(losses.BY_NAME)}, received {soft_loss!r}")
-        if ensemble not in ENSEMBLES:
-            raise BadInput(f"ensemble: expected one of {', '.join(ENSEMBLES)}, received {ensemble!r}")
-        weights = [1.0] * len(teachers) if teacher_weights is None else list(teacher_weights)
-        if len(weights) != len(teachers) or any(weight <= 0 for weight in weights):
-            raise BadInput(f"teacher_weights: expected a positive number for each of {len(teachers)} teachers, received {teacher_weights}")
-        if hints and teacher_cache is not None:
-            raise BadInput("hints: expected none beside teacher_cache, which holds logits and no features, received both")
+        for name, weight, own in (("hard_weight", hard_weight, 1), ("soft_weight", soft_weight, 0)):
+            if not teachers and weight not in (None, own):
+                raise BadInput(f"{name}: expected none without a teacher, received {weight}; alone the hard loss is all that there is")
         self.student = student
         self.teachers = teachers
-        self.temperature = temperature
-        self.soft_loss = soft_loss if callable(soft_loss) else losses.BY_NAME[soft_loss]
-        self.teacher_weights, self.ensemble, self.teacher_cache = weights, ensemble, teacher_cache
-        if _replicas() > 1 and (teacher_cache is not None or self.soft_loss is losses.dist):
+        self._soft = SoftLoss(soft_loss, temperature, teacher_weights, ensemble, len(teachers))
+        if _replicas() > 1 and (teacher_cache is not None or self._soft.loss is losses.dist):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
             raise BadInput(f"{given}: expected none or another under a strategy of {_replicas()} replicas, received one that needs a whole batch")
-        if hints and not teachers:
-            raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
-        self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
+        self._panel = Panel(student, teachers, hints, hint_loss, hint_weight, teacher_cache)
         self.projectors = [] if self.hints is None else [one for one in self.hints.projectors if one is not None]  # so that Keras saves them
         self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
-        self._loss_scaled = []
+        self._loss_scales = LossScales([student, *teachers])
         self.distribute_reduction_method = "first"  # of the results of a step, which all replicas agree on; Keras would add those of workers up
         self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss", "oscillating")}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
-        self.dampening = self.freezing = self.watch = None
+        self._dampening = self._freezing = self.watch = None
         self.enter(mode)
 
     def enter(self, mode, *, hard_weight=None, soft_weight=None):
         """Starts a phase in another mode, also from a callback of `fit`; weights and optimizers go on from where they are.
 
         Args:
-            hard_weight, soft_weight: None takes the constructor's, else the mode's own.
+            hard_weight, soft_weight: None takes the constructor's in a mode with a teacher, else the mode's own.
         Raises: BadInput for a mode that needs a teacher, or another one.
         """
         chosen = mode_named(mode)
-        if chosen.teacher and not self.teachers:
-            raise BadInput(f"teacher: expected a model in mode {mode!r}, received none; give teacher= or take mode='alone'")
-        if chosen.teacher_learns and len(self.teachers) > 1:
-            raise BadInput(f"teacher: expected one in mode {mode!r}, in which it learns, received {len(self.teachers)}")
-        if chosen.teacher_learns and self.hints is not None:
-            raise BadInput(f"hints: expected none in mode {mode!r}, in which the teacher learns, received some; they are those of a frozen teacher")
-        if chosen.teacher_learns and self.teacher_cache is not None:
-            raise BadInput(f"teacher_cache: expected none in mode {mode!r}, in which the teacher learns and says other things at every step, received one")
+        self._panel.check(mode, chosen)
         if self.compiled and chosen.teacher_learns and self.teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
         self.mode_name, self.mode = mode, chosen
-        asked_hard, asked_soft = self._weights_asked
+        asked_hard, asked_soft = self._weights_asked if chosen.teacher else (None, None)
         self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
         self._soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
         if self.train_function is not None:  # traced anew, also within a fit, from a callback: the step of another mode is another graph
             self.make_train_function(force=True)
 
-    @property
-    def hard_weight(self):
-        """Of the hard loss, a constant of the step; `enter` sets it."""
-        return self._hard_weight
-
-    @property
-    def soft_weight(self):
-        """Of the soft loss, likewise."""
-        return self._soft_weight
+    hard_weight = _constant("hard_weight", "Of the hard loss; `enter` sets it.")
+    soft_weight = _constant("soft_weight", "Of the soft loss, likewise.")
+    dampening = _constant("dampening", "As `compile` was given it.")
+    freezing = _constant("freezing", "Likewise.")
+    temperature = property(lambda self: self._soft.temperature, doc="Of the soft loss.")
+    soft_loss = property(lambda self: self._soft.loss, doc="The function (student logits, teacher logits, T) -> [n].")
+    teacher_weights = property(lambda self: list(self._soft.weights), doc="One for each teacher.")
+    ensemble = property(lambda self: self._soft.ensemble, doc='"sum" or "mean".')
+    hints = property(lambda self: self._panel.hints, doc="The `Hints`, or None.")
+    teacher_cache = property(lambda self: self._panel.cache, doc="The `TeacherCache`, or None.")
 
     def save(self, *args, **kwargs):
         """Raises BadInput: a Distiller is a way to train, of which `save_weights` keeps all that it has learned."""
         raise BadInput("save: expected a network, received a Distiller; take distiller.student.save, or save_weights to go on with the training")
+
+    def save_weights(self, filepath, *args, **kwargs):
+        """As `keras.Model.save_weights`: networks, hints' projectors, optimizers, what is watched and frozen. Raises: BadInput for a path in .h5."""
+        _check_path(filepath)
+        super().save_weights(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """As `keras.Model.load_weights`, into a Distiller of the same networks that was compiled likewise. Raises: BadInput as `save_weights`."""
+        _check_path(filepath)
+        if self.compiled:  # for what is read to have a place
+            self._build_optimizers()
+        return super().load_weights(filepath, *args, **kwargs)
 
     @property
     def compiled(self):
@@ -196,15 +197,16 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
             raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
-        super().compile(optimizer=self._scaled(optimizer), loss=loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=metrics, **kwargs)
+        hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        super().compile(optimizer=self._loss_scales.around(optimizer), loss=hard, metrics=metrics, **kwargs)
         self._expects_numbers = loss is None
-        self.teacher_optimizer = self._scaled(teacher_optimizer)
+        self.teacher_optimizer = self._loss_scales.around(teacher_optimizer)
         if dampening is not None:
             oscillation.check(self.student)
-        self.dampening, self.freezing = dampening, freezing
+        self._dampening, self._freezing = dampening, freezing
         self.watch = oscillation.Watch(self.student, held=freezing is not None) if watch or freezing is not None else None
-        self.weight_interval_optimizer = self._scaled(weight_interval_optimizer)
-        self.activation_interval_optimizer = self._scaled(activation_interval_optimizer)
+        self.weight_interval_optimizer = self._loss_scales.around(weight_interval_optimizer)
+        self.activation_interval_optimizer = self._loss_scales.around(activation_interval_optimizer)
 
     @property
     def optimizers(self):
@@ -212,23 +214,9 @@ class Distiller(keras.Model):
         names = ("optimizer", "teacher_optimizer", "weight_interval_optimizer", "activation_interval_optimizer")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
-    def _scaled(self, optimizer):
-        """An optimizer, with a loss scale where layers compute in float16, in which small gradients are 0 (Micikevicius et al. 2018)."""
-        if optimizer is None:
-            return None
-        optimizer = keras.optimizers.get(optimizer)
-        half = any(layer.compute_dtype == "float16" for model in (self.student, *self.teachers) for layer in model._flatten_layers())
-        if not half or isinstance(optimizer, keras.mixed_precision.LossScaleOptimizer):
-            return optimizer
-        known = [one for one in self._loss_scaled if one.inner_optimizer is optimizer]  # Keras wraps an optimizer only once
-        if not known:
-            known = [keras.mixed_precision.LossScaleOptimizer(optimizer)]
-            self._loss_scaled += known
-        return known[0]
-
     def call(self, inputs, training=None):
         with self._ops():
-            return self.student(_views(inputs)["student"], training=training)
+            return self.student(views_of(inputs)["student"], training=training)
 
     def _ops(self):
         """The context in which a step is traced."""
@@ -238,7 +226,7 @@ class Distiller(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
-        Raises: BadInput for a student without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
+        Raises: BadInput for networks without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
             is not finite, before it changes any trained weight (not under jit_compile: XLA leaves such checks out).
         """
         self._check(y)
@@ -248,10 +236,11 @@ class Distiller(keras.Model):
             return super().fit(x, y, *args, **kwargs)
 
     def _check(self, y):
-        """Raises BadInput for a student without calibrated intervals, labels outside the classes."""
-        missing = uncalibrated(self.student)
-        if missing:
-            raise BadInput(f"student: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(student, images) first")
+        """Raises BadInput for networks without calibrated intervals, labels outside the classes."""
+        for who, network in [("student", self.student), *(("teacher", teacher) for teacher in self.teachers)]:
+            missing = uncalibrated(network)
+            if missing:
+                raise BadInput(f"{who}: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate({who}, images) first")
         if y is not None:
             check_labels(y, self.student.output_shape[-1])
 
@@ -262,15 +251,18 @@ class Distiller(keras.Model):
             y = getattr(y, "_value_specs", [y])[0]  # of the first replica
         if not self.compiled or not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
             return
-        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer and self.teachers else [])
-        for optimizer, variables in learners:
-            if isinstance(optimizer, keras.optimizers.Optimizer):  # a legacy one makes them itself
-                optimizer.build(variables)
+        self._build_optimizers()
         logits = tf.zeros([1, *self.student.output_shape[1:]])
         if not self.compiled_metrics.built:
             self.compiled_metrics.build(logits, tf.zeros([1, *(size or 1 for size in y.shape[1:])], y.dtype))
         if not self.compiled_loss.built:
             self.compiled_loss.build(logits)
+
+    def _build_optimizers(self):
+        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer and self.teachers else [])
+        for optimizer, variables in learners:
+            if isinstance(optimizer, keras.optimizers.Optimizer):  # a legacy one makes them itself
+                optimizer.build(variables)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput as `fit`."""
@@ -290,104 +282,70 @@ class Distiller(keras.Model):
 
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = _views(x)
-        if y is None and not self.mode.frozen_teacher:
-            raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
-        if self._expects_numbers and y is not None and _one_hot(y):
-            raise BadInput(f"labels: expected class numbers [n], received {tuple(y.shape)}; give compile(loss=CategoricalCrossentropy(from_logits=True))")
-        replicas = _replicas()
-        teacher_logits, teacher_features = self._teachers_say(x) if self.mode.frozen_teacher else ([], [])
+        x = views_of(x)
+        self._check_batch(y)
+        told = self._panel.say(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
-        carried = self.carry() if replicas == 1 else contextlib.nullcontext()
+        carried = self.carry() if _replicas() == 1 else contextlib.nullcontext()
         with tf.GradientTape(persistent=True) as tape, carried:
-            logits, *student_features = self.hints.student(x["student"], training=True) if teacher_features else [self.student(x["student"], training=True)]
-            if self.mode.teacher_learns:
-                teacher_logits = [self.teachers[0](self._teacher_views(x)[0], training=True)]
-            hard = 0.0 if y is None else self._hard(y, logits, sample_weight)
-            soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
-            loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
-            if teacher_features:
-                loss += self._mean(self.hints(student_features, teacher_features), sample_weight)
-            if self.dampening is not None:
-                loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
-            teacher_loss = self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None
-            total = loss if teacher_loss is None else loss + teacher_loss
-            shares = [value if value is None or replicas == 1 else value / replicas for value in (loss, teacher_loss)]  # gradients are summed
-        if replicas > 1:  # a loss that is not finite in one of them stops all, and at the same step
+            found = self._loss_terms(x, y, sample_weight, *told)
+            shares = [value if value is None or _replicas() == 1 else value / _replicas() for value in (found.loss, found.teacher_loss)]  # gradients are summed
+        total = found.loss if found.teacher_loss is None else found.loss + found.teacher_loss
+        if _replicas() > 1:  # a loss that is not finite in one of them stops all, and at the same step
             total = tf.distribute.get_replica_context().all_reduce("SUM", total)
         with tf.control_dependencies([tf.debugging.check_numerics(total, LOSS)]):
             self._minimize(tape, *shares)
-        count = tf.shape(logits)[0]  # the last batch of an array is smaller
+        return self._record(x, y, sample_weight, found)
+
+    def _check_batch(self, y):
+        """Raises BadInput for labels, or none, that this mode and loss can't use."""
+        if y is None and not self.mode.frozen_teacher:
+            raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
+        if self._expects_numbers and y is not None and one_hot(y):
+            raise BadInput(f"labels: expected class numbers [n], received {tuple(y.shape)}; give compile(loss=CategoricalCrossentropy(from_logits=True))")
+
+    def _loss_terms(self, x, y, sample_weight, teacher_logits, teacher_features):
+        """The _Terms of a batch, both networks having answered; of frozen teachers it is known already what they say."""
+        asked = self.hints.student if teacher_features else self.student
+        logits, *features = tf.nest.flatten(asked(x["student"], training=True))
+        if self.mode.teacher_learns:
+            teacher_logits = [self.teachers[0](self._panel.views(x)[0], training=True)]
+        hard = 0.0 if y is None else self._hard(y, logits, sample_weight)
+        soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
+        loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
+        if teacher_features:
+            loss += self._mean(self.hints(features, teacher_features), sample_weight)
+        if self.dampening is not None:
+            loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
+        return _Terms(logits, loss, hard, soft, self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None)
+
+    @tf.autograph.experimental.do_not_convert
+    def _minimize(self, tape, loss, teacher_loss):
+        minimize(tape, loss, self._groups())
         if teacher_loss is not None:
-            self._trackers["teacher_loss"].update_state(teacher_loss, count)
+            minimize(tape, teacher_loss, [(self.teacher_optimizer, self.teachers[0].trainable_variables)])
+
+    def _record(self, x, y, sample_weight, found):
+        """The results of a step, {metric: value so far}."""
+        count = tf.shape(found.logits)[0]  # the last batch of an array is smaller
+        if found.teacher_loss is not None:
+            self._trackers["teacher_loss"].update_state(found.teacher_loss, count)
         if self.watch is not None:
             self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
             self._trackers["oscillating"].update_state(self.watch.share())
-        for name, value in (("loss", loss), ("hard_loss", hard), ("soft_loss", soft)):
+        for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft)):
             self._trackers[name].update_state(value, count)
         if y is None:
             return {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
-        return self.compute_metrics(x, y, logits, sample_weight)
+        return self.compute_metrics(x, y, found.logits, sample_weight)
 
     def _hard(self, y, logits, sample_weight):
         """The mean hard loss of this replica's part of the batch, of which Keras gives its share in the mean of all."""
         return tf.cast(self.compiled_loss(y, tf.cast(logits, tf.float32), sample_weight), tf.float32) * _replicas()
 
-    @tf.autograph.experimental.do_not_convert
-    def _minimize(self, tape, loss, teacher_loss):
-        groups = self._groups()
-        if not all(takes_gradients(optimizer) for optimizer, _ in groups):
-            for optimizer, variables in groups:
-                optimizer.minimize(loss, variables, tape=tape)
-        else:  # one backward pass for all
-            gradients = iter(tape.gradient(loss, [variable for _, variables in groups for variable in variables]))
-            for optimizer, variables in groups:
-                optimizer.apply_gradients([(next(gradients), variable) for variable in variables])
-        if teacher_loss is not None:
-            self.teacher_optimizer.minimize(teacher_loss, self.teachers[0].trainable_variables, tape=tape)
-
-    def _teacher_views(self, x):
-        return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
-
-    def _teachers_say(self, x):
-        """(the frozen teachers' logits on a batch: given, remembered or computed; the first teacher's outputs at the hints)."""
-        if "logits" in x:
-            if self.hints is not None:
-                raise BadInput("hints: expected batches of which the teacher is asked, received ones with its logits, which have no features")
-            return tf.unstack(x["logits"], axis=1), []
-        if self.teacher_cache is not None:
-            if "known" not in x:
-                raise BadInput("teacher_cache: expected batches of its `join`, received others; give fit(cache.join(kerakd.data.training(..., places=True)))")
-            return tf.unstack(self.teacher_cache.recall(x, lambda: self.ask(x)), axis=1), []
-        if self.hints is None:
-            return tf.unstack(self.ask(x), axis=1), []
-        views = self._teacher_views(x)
-        first, *teacher_features = self.hints.teacher(views[0], training=False)
-        return [first, *(teacher(view, training=False) for teacher, view in zip(self.teachers[1:], views[1:], strict=True))], teacher_features
-
     def ask(self, x):
         """What frozen teachers say of a batch of images, or of a dict of views: float32 [n, teachers, C]."""
-        views = self._teacher_views(_views(x))
-        said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, views, strict=True)]
-        return tf.stack(said, axis=1)
-
-    def _soft(self, logits, teacher_logits, y):
-        """The soft loss of all teachers, [n]."""
-        if self.ensemble == "mean":
-            mean = sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.teacher_weights, teacher_logits, strict=True)) / sum(self.teacher_weights)
-            return self._soft_loss(logits, mean, y)
-        return sum(weight * self._soft_loss(logits, z, y) for weight, z in zip(self.teacher_weights, teacher_logits, strict=True))
-
-    def _soft_loss(self, learner, target, y):
-        if self.soft_loss not in losses.WITH_LABELS:
-            return self.soft_loss(learner, target, self.temperature)
-        if y is None:
-            raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")
-        if _one_hot(y):
-            raise BadInput(
-                f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
-            )
-        return self.soft_loss(learner, target, self.temperature, tf.reshape(y, [-1]))
+        return self._panel.ask(views_of(x))
 
     def _at_this_step(self, value):
         return value(self.optimizer.iterations) if callable(value) else value
@@ -404,7 +362,7 @@ class Distiller(keras.Model):
     def _teacher_loss(self, y, teacher_logits, logits, sample_weight):
         loss = self._hard(y, teacher_logits[0], sample_weight) + _sum(self.teachers[0].losses)
         if self.mode.teacher_listens:
-            loss += self.soft_weight * self._mean(self._soft_loss(teacher_logits[0], logits, y), sample_weight)
+            loss += self.soft_weight * self._mean(self._soft.between(teacher_logits[0], logits, y), sample_weight)
         return loss
 
     @staticmethod
@@ -420,24 +378,32 @@ class Distiller(keras.Model):
 
     def _groups(self):
         """[(optimizer, its variables)] of the student."""
-        own = {"activation_interval": self.activation_interval_optimizer, "kernel_interval": self.weight_interval_optimizer}
-        by_optimizer = {}
-        for variable in self.learning_variables:
-            optimizer = own.get(interval_kind(variable)) or self.optimizer
-            by_optimizer.setdefault(id(optimizer), (optimizer, []))[1].append(variable)
-        return list(by_optimizer.values())
+        own = {"kernel_interval": self.weight_interval_optimizer, "activation_interval": self.activation_interval_optimizer}
+        own = {kind: optimizer for kind, optimizer in own.items() if optimizer is not None}
+        merged = {}  # two kinds may have one optimizer, which takes all of its variables at once
+        for kind, variables in by_kind(self.student, self.learning_variables, own).items():
+            optimizer = own.get(kind, self.optimizer)
+            merged.setdefault(id(optimizer), (optimizer, []))[1].extend(variables)
+        return list(merged.values())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Terms:
+    """Of a batch: the student's logits [n, C], and scalars."""
+
+    logits: tf.Tensor
+    loss: tf.Tensor
+    hard: tf.Tensor
+    soft: tf.Tensor
+    teacher_loss: "tf.Tensor | None"
 
 
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
 
 
-def _one_hot(y):
-    return y.shape.rank == 2 and y.shape[-1] != 1
-
-
-def _views(x):
-    """A batch's images as a dict of views; one of a network's several inputs is no such dict."""
-    return x if isinstance(x, dict) and "student" in x else {"student": x}
+def _check_path(filepath):
+    if str(filepath).endswith(".h5") and not str(filepath).endswith(".weights.h5"):
+        raise BadInput(f"filepath: expected NAME.weights.h5, or a path without .h5, received {filepath}; Keras's older format knows no optimizers")
 
 
 def _replicas():

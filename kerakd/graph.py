@@ -135,6 +135,12 @@ def calls(model):
     return found
 
 
+def random_states(model):
+    """The generators that its layers, dropout and the like, draw from: Keras leaves them out of checkpoints."""
+    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
+    return [state for layer in layers if (state := layer._random_generator._generator) is not None]
+
+
 def clone_layer(layer, **changes):
     """A fresh layer of the same class and configuration but for `changes`; its weights are not copied."""
     try:

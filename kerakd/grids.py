@@ -166,9 +166,10 @@ def positive(value):
     return tf.where(value < SMALLEST, tf.constant(SMALLEST, value.dtype), value), lambda gradient: gradient
 
 
+@tf.custom_gradient
 def straight_through(x, y):
-    """y forward, the identity's gradient to x backward."""
-    return x + tf.stop_gradient(y - x)
+    """y forward, to the bit, where x + stop_gradient(y - x) rounds; the identity's gradient to x backward, none to y."""
+    return tf.identity(y), lambda dy: (dy, None)
 
 
 def ternary_threshold(w, axes):

@@ -48,8 +48,13 @@ class Hints:
 
 
 def _output(model, name, whose):
+    """The tensor that a layer gives in this model; the layer may be called in others too."""
     try:
-        return model.get_layer(name).output
+        layer = model.get_layer(name)
     except ValueError as error:
         names = ", ".join(layer.name for layer in model.layers)
         raise BadInput(f"hints: expected a layer of the {whose}, received {name!r}; its layers are {names}") from error
+    here = [node for nodes in model._nodes_by_depth.values() for node in nodes if node.layer is layer]
+    if len(here) != 1:
+        raise BadInput(f"hints: expected a layer that the {whose} calls once, received {name!r}, called {len(here)} times; give each call a layer of its own")
+    return here[0].outputs

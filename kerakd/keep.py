@@ -89,12 +89,6 @@ class Keeping:
         _heed(self.agreed())
 
 
-def random_states(model):
-    """The trackable states that its layers, dropout and the like, draw from: Keras leaves them out of checkpoints."""
-    layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
-    return [state for layer in layers if (state := layer._random_generator._generator) is not None]
-
-
 class Keep(keras.callbacks.Callback):
     """After each epoch a line of metrics and one of intervals; checkpoints as the module says, but none at a stage's end, whose model is saved itself.
 

@@ -1,10 +1,12 @@
 """What a run's networks see: the views of each phase, and with frozen teachers what those say of them."""
 
+import json
+
 import numpy as np
 
 from kerakd import augment, data
 from kerakd.augmenters import augmenter, mixes
-from kerakd.cache import TeacherCache, fingerprint
+from kerakd.cache import TeacherCache, differences, fingerprint
 from kerakd.errors import BadInput
 from kerakd.rundir import write_aside
 from kerakd.teachers import fixed_logits
@@ -83,25 +85,38 @@ class Lessons:
     def cache(self, seed, teachers):
         """The TeacherCache of these teachers on the views of this seed: a folder for each."""
         c, seed = self.config, self._seed(seed)
-        made_from = {
+        shape = (c.batch_size, len(teachers), self.images.classes)
+        return TeacherCache(f"{c.teacher_cache}/seed_{seed}", self._made_from(teachers, seed), self.batches(True), shape)
+
+    def _made_from(self, teachers, seed):
+        """All that these teachers' logits on the views of a seed depend on."""
+        c = self.config
+        return {
             "teachers": [f"{fingerprint(teacher)} {one.size} {one.values}" for teacher, one in zip(teachers, c.teachers(), strict=True)],
             "images": f"{self.transfer.name}, {self.transfer.count}, {self.transfer.version}",
             "views": f"{c.view}{' mixed' * c.mixup}, {self.shape}",
             "view_seed": seed,
             "precision": c.mixed_precision or "float32",
         }
-        shape = (c.batch_size, len(teachers), self.images.classes)
-        return TeacherCache(f"{c.teacher_cache}/seed_{seed}", made_from, self.batches(True), shape)
 
     def prepare(self, teachers):
         """Has frozen teachers say what can be said once: their logits on views that never change, which are in the run directory if they were asked before."""
-        name, c = "fixed_logits.npy", self.config
+        name, c = "fixed_logits.npz", self.config
         if not augment.view(c.view).fixed or self.fixed_logits is not None:
             return
+        made_from = {**self._made_from(teachers, self._seed(c.seed)), "ensemble_views": c.ensemble_views}
         if (self.directory.path / name).exists():
-            self.fixed_logits = np.load(self.directory.path / name, allow_pickle=False)
+            self.fixed_logits = self._remembered(self.directory.path / name, made_from)
             return
         views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views)
         self.fixed_logits = fixed_logits(teachers, views, per_image, self.transfer.count)
         with self.directory.writing(name) as path:
-            write_aside(path, lambda aside: np.save(aside, self.fixed_logits))
+            write_aside(path, lambda aside: np.savez(aside, made_from=json.dumps(made_from), logits=self.fixed_logits))
+
+    @staticmethod
+    def _remembered(path, made_from):
+        with np.load(path, allow_pickle=False) as file:
+            differing = differences(json.loads(str(file["made_from"])), made_from)
+            if differing:
+                raise BadInput(f"--workdir: expected {path} of the same teachers and views, received one with {differing}; delete it, or begin another run")
+            return file["logits"]

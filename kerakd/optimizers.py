@@ -98,14 +98,3 @@ def build(name, rate, steps, variables, warmup_steps=0, weight_decay=0.0, clip_n
         optimizer.exclude_from_weight_decay(var_list=[v for v in variables if "kernel:" not in v.name])
     optimizer.build(variables)
     return optimizer
-
-
-def interval_kind(variable):
-    """ "activation_interval", "kernel_interval", or None for what is no learned interval."""
-    name = variable.name.rpartition("/")[2]
-    return None if "_interval" not in name else "kernel_interval" if "kernel_interval" in name else "activation_interval"
-
-
-def takes_gradients(optimizer):
-    """Whether it takes the loss's gradients as they are, and does not make its own, as one that scales the loss does."""
-    return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))

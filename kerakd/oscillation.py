@@ -1,6 +1,7 @@
 """Medicine for 4 bits and below: kernels that swing between two codes are watched, damped and frozen (Nagel et al. 2022)."""
 
 import tensorflow as tf
+import tf_keras as keras
 
 from kerakd.errors import BadInput
 from kerakd.quantizers import DoReFa
@@ -13,12 +14,7 @@ MOMENTUM = 0.01  # of the frequencies and of the mean codes (section 4.3)
 def kernels(model):
     """[(variable, quantizer, its variables)] of the quantized kernels of at most 4 bits."""
     found = [kernel for layer in model._flatten_layers() if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
-    return [kernel for kernel in found if _codes(kernel[1]) <= 2**4]
-
-
-def _codes(quantizer):
-    low, high = quantizer.levels()
-    return (high - low) // (2 if _is_dorefa(quantizer) else 1) + 1  # DoReFa's codes are odd
+    return [kernel for kernel in found if kernel[1].width <= 4]
 
 
 def _is_dorefa(quantizer):
@@ -41,7 +37,7 @@ def dampening(model):
     return total
 
 
-class Watch(tf.Module):
+class Watch(keras.layers.Layer):
     """How often each weight of at most 4 bits turns back, and the weights that are held for it.
 
     After each step, of each weight's code: it oscillates if it changed in the direction opposite to its last change.
@@ -53,7 +49,7 @@ class Watch(tf.Module):
     """
 
     def __init__(self, student, held=True):
-        super().__init__(name="watch")
+        super().__init__(name="watch", trainable=False)  # a layer, so that Keras saves its states
         check(student, held)
         self.watched = kernels(student)
         self.states = [self._state(*kernel) for kernel in self.watched]

@@ -175,10 +175,10 @@ def takes_pixels(calls):
     calls: `graph.calls` of it.
     """
     readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
-    return all(isinstance(layer, L.Rescaling) and _of_pixels(layer) for layer in readers)
+    return all(isinstance(layer, L.Rescaling) and _takes_pixels(layer) for layer in readers)
 
 
-def _of_pixels(rescaling):
+def _takes_pixels(rescaling):
     """Whether what it takes must be pixels of 0..255: it makes numbers within -8..8 of them, or takes a mean of 16 and more away."""
     scale, offset = np.broadcast_arrays(np.float64(rescaling.scale), np.float64(rescaling.offset))
     mean = -offset / np.where(scale, scale, 1)

@@ -41,6 +41,12 @@ class GridQuantizer(Quantizer):
         """(lowest, highest) integer code."""
         raise TypeError(f"{type(self).__name__} has no grid of its own; use one of {', '.join(BY_NAME)}")
 
+    @property
+    def width(self):
+        """Bits that a code takes where codes are stored as densely as can be."""
+        low, high = self.levels()
+        return (high - low).bit_length()
+
     def quantize(self, x, variables):
         """`x` on the grid, in x's dtype."""
         raise TypeError(f"{type(self).__name__} does not quantize; use one of {', '.join(BY_NAME)}")
@@ -89,6 +95,11 @@ class GridQuantizer(Quantizer):
 def _add_interval(layer, name, shape, trainable=True):
     # NaN until it is calibrated: an interval that nobody set must not pass for one
     return layer.add_weight(name=f"{name}_interval", shape=shape, initializer=keras.initializers.Constant(float("nan")), trainable=trainable)
+
+
+def _of_tensor(interval):
+    """Whether a variable of `_add_interval` is of no kernel, by the name that QuantizedActivation and tfmot's wrapper build it with."""
+    return getattr(interval, "name", "").rpartition("/")[2].startswith(("activation_", "output_", "pre_activation_", "post_activation_"))
 
 
 def symmetric_levels(bits):
@@ -239,7 +250,8 @@ class Interval(GridQuantizer):
         return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
 
     def quantize(self, x, variables, carried=()):
-        count = tf.size(x) if self.narrow and self.signed else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
+        of_kernel = self.narrow and self.signed and not _of_tensor(variables["interval"])
+        count = tf.size(x) if of_kernel else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
         if self.per_channel:
             count //= x.shape[-1]
         return uniform(x, self.trained_step(x, variables, count), *self.levels(), carried=carried)
@@ -320,6 +332,10 @@ class DoReFa(GridQuantizer):
     def for_tensor(self, kind):
         return Interval(self.bits).for_tensor(kind) if kind == "signed" else dataclasses.replace(self, signed=kind == "weights")
 
+    @property
+    def width(self):
+        return self.bits  # its codes are odd
+
     def step(self, x, variables):
         return tf.constant(1.0 / self.levels()[1], arithmetic(x))
 
@@ -385,11 +401,14 @@ def parse(text):
     if name not in BY_NAME:
         raise BadInput(f'quantizer: expected float or one of {", ".join(BY_NAME)}, with ":BITS" where it has a width, received {text!r}')
     kwargs = dict(option.partition("=")[::2] for option in options)
-    if colon:
+    if len(kwargs) < len(options):
+        raise BadInput(f"quantizer: expected each option once, received {text!r}")
+    if colon and "bits" in kwargs:
+        raise BadInput(f"quantizer: expected the bits once, received {text!r}")
+    if colon or "bits" in kwargs:
+        bits = bits if colon else kwargs["bits"]
         if not (bits.isascii() and bits.isdigit()):
             raise BadInput(f"quantizer: expected a whole number of bits after {name}:, received {bits!r}")
-        if "bits" in kwargs:
-            raise BadInput(f"quantizer: expected the bits once, received {text!r}")
         kwargs["bits"] = int(bits)
     fields = {f.name: f for f in dataclasses.fields(BY_NAME[name]) if f.name not in ("signed", "narrow")}
     for key in kwargs.keys() - fields.keys():

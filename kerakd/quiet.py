@@ -1,4 +1,7 @@
-"""Imported first by every program, never by the library: TensorFlow's chatter off, `tf.keras` is Keras 2, which keras_cv asks for, no Keras 3."""
+"""Imported first by every program, and by nothing on the floors below them: TensorFlow's chatter off, no Keras 3.
+
+`tf.keras` is Keras 2 then, which keras_cv asks for.
+"""
 
 import os
 import sys

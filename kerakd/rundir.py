@@ -34,7 +34,7 @@ WRITTEN = (
     "*.jsonl",
     "results.json",
     "curves.png",
-    "fixed_logits.npy",
+    "fixed_logits.*",
     "models",
     "checkpoints",
     "tensorboard",
@@ -51,7 +51,7 @@ class RunDirectory:
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates
     models/         teacher, float, and each student, as .keras
-    fixed_logits.npy  what the teacher said of the training images, where the view is fixed
+    fixed_logits.npz  what the teacher said of the training images, where the view is fixed
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves
     checkpoints/    of the stage under way

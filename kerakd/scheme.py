@@ -17,7 +17,7 @@ from kerakd.models.bit import StandardizedConv2D
 from kerakd.plan import free_name, plan
 from kerakd.quantizers import GridQuantizer, Interval, Quantizer, check_bits
 from kerakd.rewrite import simplify
-from kerakd.wrapper import Config, Narrowing, QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import LayerConfig, Narrowing, QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 
@@ -155,7 +155,7 @@ def quantize(model, scheme):
             clone = L.Conv2D.from_config(layer.get_config()) if standardized else clone
             made[layer.name] = (
                 clone,
-                QuantizedLayer(clone, Config(kernel, standardized=standardized), name=layer.name, dtype=layer._dtype_policy) if kernel else clone,
+                QuantizedLayer(clone, LayerConfig(kernel, standardized=standardized), name=layer.name, dtype=layer._dtype_policy) if kernel else clone,
             )
         outputs = args[0] if absorbed else made[layer.name][1](*args, **kwargs)
         if output is None:

@@ -9,7 +9,9 @@ from kerakd import batchnorm, data, evaluate, optimizers, report
 from kerakd.checks import broken, check_finite, first_not_finite
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
-from kerakd.keep import Keep, Keeping, random_states
+from kerakd.graph import random_states
+from kerakd.groups import by_kind
+from kerakd.keep import Keep, Keeping
 from kerakd.lessons import Lessons
 from kerakd.modes import MODES
 from kerakd.networks import Networks, teacher_name
@@ -53,7 +55,7 @@ class Training:
         """For the phases of a stage; --restart lets each begin anew."""
         c = self.config
         steps = self.steps(phases)
-        warmup = round(c.warmup_share() * sum(steps))
+        warmup = round(c.warmup_share() * (steps[0] if c.restart else sum(steps)))
         return optimizers.build(c.optimizer, rate, steps if c.restart else sum(steps), variables, warmup, c.weight_decay, c.clip_norm, c.schedule)
 
     def steps(self, phases):
@@ -64,16 +66,14 @@ class Training:
         """Gives the distiller its optimizers, each built for its variables; returns those, for the checkpoint."""
         c = self.config
         rates = {"activation_interval": c.activation_interval_rate, "kernel_interval": c.weight_interval_rate}
-        groups = {"optimizer": []}
-        for variable in distiller.learning_variables:
-            kind = optimizers.interval_kind(variable)
-            groups.setdefault("optimizer" if rates.get(kind) is None else kind, []).append(variable)
-        made = {kind: self.optimizer(rates.get(kind, c.learning_rate), stage.phases, variables) for kind, variables in groups.items()}
+        rates = {kind: rate for kind, rate in rates.items() if rate is not None}
+        variables = by_kind(distiller.student, distiller.learning_variables, rates)
+        made = {kind: self.optimizer(rates.get(kind, c.learning_rate), stage.phases, of_kind) for kind, of_kind in variables.items()}
         if stage.teacher_learns:
             learning = [(mode, epochs) for mode, epochs in stage.phases if MODES[mode].teacher_learns]
             made["teacher_optimizer"] = self.optimizer(c.learning_rate, learning, distiller.teachers[0].trainable_variables)
         distiller.compile(
-            made["optimizer"],
+            made[None],
             metrics=["accuracy"],
             teacher_optimizer=made.get("teacher_optimizer"),
             weight_interval_optimizer=made.get("kernel_interval"),
@@ -124,7 +124,7 @@ class Training:
         for mode, epochs in stage.phases:
             first, ended = max(done, ended), ended + epochs
             if first < ended:
-                distiller.enter(mode, **self.weights(mode))
+                distiller.enter(mode)
                 if first == done and batch:
                     self.fit(distiller, stage, objects, first, first + 1, batch, metrics)
                     first += 1
@@ -158,17 +158,14 @@ class Training:
                 print(f"kerakd: {stage.title}: kept as trained, though export.tflite will refuse it: {error}", file=sys.stderr)
         return student
 
-    def weights(self, mode):
-        """Those of the losses in a phase, as `Distiller.enter` takes them: the flags' are of phases with a teacher."""
-        c = self.config
-        return {"hard_weight": c.hard_weight, "soft_weight": c.soft_weight} if MODES[mode].teacher else {}
-
     def distiller(self, stage, student, teachers):
-        """The Distiller of a stage, not compiled: of losses and teachers what the flags say, of their weights what `enter` is told."""
+        """The Distiller of a stage, not compiled: of losses and teachers what the flags say."""
         c = self.config
         asked = {}
         if teachers:
             asked = {
+                "hard_weight": c.hard_weight,
+                "soft_weight": c.soft_weight,
                 "teacher_weights": [one.weight for one in c.teachers()],
                 "ensemble": c.ensemble,
                 "hints": c.hints(),

@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 import tf_keras as keras
-from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapperV2
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper, QuantizeWrapperV2
 from tensorflow_model_optimization.quantization.keras import QuantizeConfig
 
 from kerakd.errors import BadInput
@@ -31,6 +31,10 @@ class _Seen(GridQuantizer):
 
     def levels(self):
         return self.quantizer.levels()
+
+    @property
+    def width(self):
+        return self.quantizer.width
 
     def step(self, x, variables):
         return self.quantizer.step(self.view(x), variables)
@@ -68,15 +72,15 @@ class StandardizedKernel(_Seen):
         return standardize(kernel)
 
 
-@keras.utils.register_keras_serializable("kerakd")
-class Config(QuantizeConfig):
+@keras.utils.register_keras_serializable("kerakd", "Config")  # its name in files
+class LayerConfig(QuantizeConfig):
     """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
 
     The output's grid starts at 0 where the quantizer's does, as Interval(8, signed=False) behind a ReLU, and is a full signed one otherwise.
 
     standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
 
-    `tfmot.quantization.keras.quantize_annotate_layer(layer, Config(weights=Ternary(), output=Interval(8, signed=False)))` takes it too.
+    `tfmot.quantization.keras.quantize_annotate_layer(layer, LayerConfig(weights=Ternary(), output=Interval(8, signed=False)))` takes it too.
     """
 
     def __init__(self, weights=None, output=None, standardized=False):
@@ -204,16 +208,21 @@ class Narrowing(keras.layers.Rescaling):
         super().__init__(scale, offset, **kwargs)
 
 
+def interval_variables(model):
+    """(layer, "kernel_interval" or "activation_interval", variable) for each interval of a student, also of one that tfmot made."""
+    for layer in model._flatten_layers():
+        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizeWrapper)) else ():
+            name = variable.name.rpartition("/")[2]
+            if "_interval" in name:
+                yield layer, "kernel_interval" if "kernel_interval" in name else "activation_interval", variable
+
+
 def intervals(model):
     """{"LAYER weights" or "LAYER activations": the learned or calibrated interval, the mean of one for each channel} of a student."""
-    found = {}
-    for layer in model._flatten_layers():
-        for variable in layer.weights if isinstance(layer, (QuantizedActivation, QuantizedLayer)) else ():
-            if "_interval" in variable.name:
-                found[f"{layer.name} {'weights' if 'kernel_interval' in variable.name else 'activations'}"] = float(tf.reduce_mean(variable))
-    return found
+    what = {"kernel_interval": "weights", "activation_interval": "activations"}
+    return {f"{layer.name} {what[kind]}": float(tf.reduce_mean(variable)) for layer, kind, variable in interval_variables(model)}
 
 
 def quantize_scope():
     """A Keras custom object scope with every class that a quantized model is saved with."""
-    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Narrowing, Config, StandardizedConv2D)})
+    return keras.utils.custom_object_scope({cls.__name__: cls for cls in (QuantizedLayer, QuantizedActivation, Narrowing, LayerConfig, StandardizedConv2D)})

@@ -36,6 +36,17 @@ def test_what_was_there_is_forgotten_and_only_statistics_move():
         np.testing.assert_array_equal(a, b)
 
 
+def test_dropout_draws_on_as_if_nothing_had_been_asked():
+    keras.backend.experimental.enable_tf_random_generator()
+    try:
+        model = keras.Sequential([keras.Input((3,)), L.BatchNormalization(), L.Dropout(0.5, seed=1)])
+        asked = keras.models.clone_model(model)
+        batchnorm.reestimate(asked, BATCHES)
+        np.testing.assert_array_equal(*(one.layers[1](np.ones((8, 8)), training=True) for one in (model, asked)))
+    finally:
+        keras.backend.experimental.disable_tf_random_generator()
+
+
 def test_a_norm_that_is_never_called_is_left_alone():
     """As in blocks of keras_cv that make one for a branch that they do not have."""
 

@@ -5,7 +5,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd import calibration, checks, distiller, losses, quantizers, scheme
+from kerakd import calibration, checks, losses, quantizers, scheme, soft
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
 from kerakd.modes import MODES
@@ -186,7 +186,7 @@ def test_a_soft_loss_is_taken_by_name_or_as_a_function(name):
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 1.0], [0.5, 2.0]])
-@pytest.mark.parametrize("ensemble", distiller.ENSEMBLES)
+@pytest.mark.parametrize("ensemble", soft.ENSEMBLES)
 def test_several_teachers_are_weighed_and_summed_or_averaged_as_by_numpy(ensemble, weights):
     teachers, z = [net(2), net(3)], np.float64(net(1)(X, training=True))
     history = train(taught(teacher=teachers, teacher_weights=weights, ensemble=ensemble, temperature=2.0))
@@ -196,7 +196,7 @@ def test_several_teachers_are_weighed_and_summed_or_averaged_as_by_numpy(ensembl
     assert history["soft_loss"] == pytest.approx([{"sum": summed, "mean": averaged}[ensemble]], rel=1e-4)
 
 
-@pytest.mark.parametrize("ensemble", distiller.ENSEMBLES)
+@pytest.mark.parametrize("ensemble", soft.ENSEMBLES)
 def test_one_teacher_has_its_weight_in_a_sum(ensemble):
     history, plain = (train(taught(ensemble=ensemble, teacher_weights=weights))["soft_loss"][0] for weights in ([3.0], None))
     assert history == pytest.approx({"sum": 3, "mean": 1}[ensemble] * plain, rel=1e-5)
@@ -247,6 +247,64 @@ def test_weights_are_the_steps_constants_and_hints_are_saved(tmp_path):
     again = taught(hints=[HINT])
     again.load_weights(tmp_path / "x.weights.h5")
     np.testing.assert_array_equal(again.hints.projectors[0].kernel, projector.kernel)
+
+
+@pytest.mark.parametrize("constant", ["hard_weight", "temperature", "soft_loss", "teacher_weights", "ensemble", "dampening", "freezing", "hints"])
+def test_what_the_traced_step_would_ignore_can_not_be_set(constant):
+    with pytest.raises(AttributeError):
+        setattr(taught(), constant, 2.0)
+
+
+@pytest.mark.parametrize("path", ["weights", "x.weights.h5"])
+@pytest.mark.parametrize("fitted", [False, True])
+def test_saved_weights_hold_optimizers_and_what_is_frozen(path, fitted, tmp_path):
+    def made(seed):
+        student = scheme.quantize(net(seed), scheme.Scheme(Interval(4), Interval(8), first=4, last=4))
+        calibration.calibrate(student, X)
+        model = Distiller(student=student, teacher=net(2), mode="co_study")
+        optimizers = [keras.optimizers.Adam(0.01) for _ in range(3)]
+        model.compile(optimizers[0], teacher_optimizer=optimizers[1], weight_interval_optimizer=optimizers[2], freezing=0.9)
+        return model
+
+    model, again = made(1), made(4)
+    train(model, 2)
+    for of_kernel in model.watch.states:
+        of_kernel["frozen"].assign(tf.random.stateless_uniform(of_kernel["frozen"].shape, [1, 2]) < 0.5)
+    if fitted:
+        train(again)
+    model.save_weights(tmp_path / path)
+    again.load_weights(tmp_path / path)
+    assert [variable.numpy().tobytes() for variable in again.weights] == [variable.numpy().tobytes() for variable in model.weights]
+    for name, optimizer in model.optimizers.items():
+        theirs = again.optimizers[name]
+        assert theirs.iterations.numpy() == optimizer.iterations.numpy() == 4
+        assert [variable.numpy().tobytes() for variable in theirs.variables] == [variable.numpy().tobytes() for variable in optimizer.variables], name
+    for ours, theirs in zip(model.watch.states, again.watch.states, strict=True):
+        assert all((ours[name].numpy() == theirs[name].numpy()).all() for name in ours) and 0 < ours["frozen"].numpy().mean() < 1
+    assert train(again) == train(model)  # and they go on as one
+
+
+def test_kerass_older_format_is_refused(tmp_path):
+    model = taught()
+    for of_weights in (model.save_weights, model.load_weights):
+        with pytest.raises(BadInput, match="filepath: expected NAME.weights.h5, or a path without .h5, received .*x.h5"):
+            of_weights(tmp_path / "x.h5")
+
+
+def test_a_teacher_without_intervals_is_named():
+    teacher = scheme.quantize(net(2), scheme.Scheme(Interval(8), Interval(8)))
+    with pytest.raises(BadInput, match="teacher: expected calibrated intervals, received none for .*; call kerakd.calibrate.teacher, images. first"):
+        train(taught(teacher=teacher))
+
+
+def test_a_subclassed_teacher_takes_images_of_any_size():
+    class Means(keras.Model):
+        def call(self, inputs):
+            return tf.reduce_mean(inputs, [1, 2]) - 1.0
+
+    student = keras.Sequential([keras.Input((None, None, 3)), L.Conv2D(3, 1), L.GlobalAveragePooling2D()])
+    model = taught(student=student, teacher=Means())
+    assert np.isfinite(model.fit(np.ones((4, 7, 5, 3)), np.zeros(4, int), verbose=0).history["loss"]).all()
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -457,6 +515,8 @@ def test_a_mode_has_the_weights_asked_for_last():
     assert (model.hard_weight, model.soft_weight) == (0.25, 0.75)
     model.enter("trained_teacher", hard_weight=0.0)
     assert (model.hard_weight, model.soft_weight) == (0.0, 0.5)
+    model.enter("alone")
+    assert (model.hard_weight, model.soft_weight) == (1.0, 0.0)  # the constructor's are of what it weighs against the teacher
     model.enter("alone", soft_weight=3.0)
     assert model.soft_weight == 0.0  # nobody to listen to
 
@@ -577,6 +637,10 @@ def keras_3_net():
         (lambda: {"student": net(1), "teacher": net(2), "hint_weight": float("nan")}, "hint_weight: expected a number of 0 or more, received nan"),
         (lambda: {"student": net(1), "teacher": net(2), "ensemble": "vote"}, "ensemble: expected one of sum, mean, received 'vote'"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [1, 2]}, "teacher_weights: expected a positive number for each of 1 teachers"),
+        (lambda: {"student": (one := net(1)), "teacher": one}, "teacher: expected a network of its own, received one that shares '.*' with the student"),
+        (lambda: {"student": net(1), "mode": "alone", "hard_weight": 0.5}, "hard_weight: expected none without a teacher, received 0.5"),
+        (lambda: {"student": net(1), "mode": "alone", "soft_weight": 0.5}, "soft_weight: expected none without a teacher, received 0.5"),
+        (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [np.nan]}, r"teacher_weights: expected a positive number.*received \[nan\]"),
         (lambda: {"student": net(1), "teacher": net(2), "teacher_weights": [0]}, r"teacher_weights: expected a positive number.*received \[0\]"),
         (lambda: {"student": net(1), "teacher": halved(), "hints": [HINT]}, "teacher: expected a model that computes what its layers do, received Halved"),
         (lambda: {"student": net(1), "mode": "alone", "hints": [HINT]}, "hints: expected a teacher beside them, received none"),

@@ -12,7 +12,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"errors", "quiet", "chatter", "commandline", "devices"},
     {"graph", "rewrite", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
-    {"wrapper", "calibration", "kinds", "plan", "scheme", "oscillation", "recast", "carry", "hints", "modes", "checks", "explain", "distiller"},
+    {"wrapper", "calibration", "kinds", "plan", "scheme", "recast", "modes", "checks"},
+    {"oscillation", "carry", "hints", "groups", "soft", "panel", "explain", "distiller"},
     {"config", "config_rules", "rundir", "cache", "teachers", "lessons", "tflite"},
     {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},
 ]

@@ -57,6 +57,20 @@ def state(model):
     return [value.tobytes() for value in model.get_weights()]
 
 
+def test_a_layer_that_is_called_twice_gives_no_hint_and_one_of_another_model_that_of_this_one():
+    shared, x, other = keras.layers.Dense(4, name="shared"), keras.Input((6,)), keras.Input((6,))
+    shared(other)  # its first call is of no model here
+    student = keras.Model(x, keras.layers.Dense(3)(shared(x)))
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="b"), keras.layers.Dense(3)])
+    hints = Hints(student, teacher, [("shared", "b")], "attention")
+    logits, feature = hints.student(np.ones((2, 6), np.float32))
+    np.testing.assert_array_equal(feature, shared(np.ones((2, 6), np.float32)))
+    twice = keras.layers.ReLU(name="twice")
+    student = keras.Model(x, keras.layers.Dense(3)(twice(keras.layers.Dense(4)(twice(x)))))
+    with pytest.raises(BadInput, match="hints: expected a layer that the student calls once, received 'twice', called 2 times"):
+        Hints(student, teacher, [("twice", "b")])
+
+
 @every
 def test_the_loss_is_numpys_and_adds_to_the_others(loss):
     keras.utils.set_random_seed(0)

@@ -9,7 +9,8 @@ import tf_keras as keras
 
 from kerakd.checks import check_finite, first_not_finite
 from kerakd.errors import BadInput, Diverged
-from kerakd.keep import Every, Keeping, Stopped, StopRequest, random_states
+from kerakd.graph import random_states
+from kerakd.keep import Every, Keeping, Stopped, StopRequest
 
 L = keras.layers
 

@@ -292,12 +292,25 @@ def test_gradient_scale_of_activations_does_not_depend_on_the_batch():
     assert twice == pytest.approx(2 * once, rel=1e-5)
 
 
+@pytest.mark.parametrize("name, of_kernel", [("kernel", True), ("output", False), ("activation", False), ("post_activation", False)])
+def test_gradient_scale_does_not_count_the_batch_of_a_tensor_whatever_its_grid(name, of_kernel):
+    layer, x = keras.layers.Layer(), tf.constant(noise(6, (2, 8)))
+    quantizer = Interval(4, gradient_scale=True)  # narrow and signed, as a QuantizeConfig of the user's own may have it for an output
+    variables, gradient = quantizer.build(x.shape, name, layer), []
+    variables["interval"].assign(0.8)
+    for batch in (x, tf.concat([x, x], 0)):
+        with tf.GradientTape() as tape:
+            y = tf.reduce_sum(quantizer(batch, True, variables))
+        gradient.append(float(tape.gradient(y, variables["interval"])))
+    assert gradient[1] == pytest.approx(gradient[0] * 2 ** (0.5 if of_kernel else 1), rel=1e-5)
+
+
 # ---- The grid ------------------------------------------------------------------------------------------------------------------------------------
 
 
 @every
 def test_values_are_codes_times_step_within_the_levels(quantizer):
-    for x in map(tf.constant, (DENSE, noise(7), noise(8, spread=30.0), noise(9, spread=1e-3))):
+    for x in map(tf.constant, (DENSE, noise(7), noise(8, spread=30.0), noise(9, spread=1e-3), noise(10, (64, 64)))):
         variables = built(quantizer, x.shape, 0.8)
         values, codes, step = quantizer(x, True, variables), quantizer.codes(x, variables), quantizer.step(x, variables)
         np.testing.assert_array_equal(values, tf.cast(codes, tf.float32) * step)
@@ -657,6 +670,8 @@ def test_a_flag_says_float_a_word_true_or_false():
         ("interval:", "whole number of bits after interval:"),
         ("interval:²", "whole number of bits after interval:"),
         ("interval:4,bits=5", "expected the bits once"),
+        ("interval,bits=4.5", "whole number of bits after interval:, received '4.5'"),
+        ("ternary,scale=positive,scale=abs", "expected each option once, received 'ternary,scale=positive,scale=abs'"),
         ("interval:four", "whole number of bits after interval:, received 'four'"),
         ("interval:-4", "whole number of bits after interval:, received '-4'"),
         ("interval:9", "from 2 to 8, received 9"),

@@ -10,10 +10,9 @@ import kerakd
 from kerakd import calibration, models
 from kerakd.calibration import RULES, calibrate
 from kerakd.errors import BadInput
-from kerakd.optimizers import interval_kind
 from kerakd.quantizers import Interval, KBit, Pact, Ternary
 from kerakd.scheme import Scheme, quantize
-from kerakd.wrapper import Config, QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import LayerConfig, QuantizedActivation, QuantizedLayer, interval_variables
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -405,7 +404,7 @@ def test_a_clone_takes_the_weights_in_their_order(trained):
 
 
 def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_intervals():
-    config = Config(weights=Interval(4), output=Interval(8))
+    config = LayerConfig(weights=Interval(4), output=Interval(8))
     annotated = keras.Sequential([keras.Input((4,)), tfmot.quantize_annotate_layer(L.Dense(3, name="by_hand"), config)])
     with kerakd.quantize_scope(), tfmot.quantize_scope():
         student = tfmot.quantize_apply(annotated)
@@ -414,7 +413,7 @@ def test_tfmots_own_annotation_takes_the_config_and_trains_its_kernel_and_interv
     wrapper = student.layers[-1]
     kernel, quantizer, variables = wrapper._weight_vars[0]
     assert wrapper._output_quantizers == [Interval(8, narrow=False)]  # all of int8
-    assert [interval_kind(v) for v in wrapper.weights if "interval" in v.name] == ["kernel_interval", "activation_interval"]
+    assert [kind for _, kind, _ in interval_variables(student)] == ["kernel_interval", "activation_interval"]
     assert quantizer == Interval(4) and float(variables["interval"]) == np.abs(kernel).max()
     tracked = [kernel, variables["interval"], wrapper._output_quantizer_vars["interval"]]
     before = [float(tf.reduce_sum(v)) for v in tracked]
@@ -570,4 +569,4 @@ def test_what_a_scheme_cannot_be_is_refused_by_its_name(arguments, message):
 def test_a_config_by_hand_is_refused_for_a_layer_without_a_kernel():
     norm = L.BatchNormalization(name="norm")
     with pytest.raises(BadInput, match="weights: expected None for a layer that is none of Conv1D, .*for 'norm'"):
-        Config(weights=Ternary()).get_weights_and_quantizers(norm)
+        LayerConfig(weights=Ternary()).get_weights_and_quantizers(norm)

@@ -52,8 +52,8 @@ def _ends(call, linear):
 
 
 def ideal_bytes(model):
-    """Bytes of all trained kernels at their widths, 2 bits for ternary codes. Raises: BadInput as `to_tflite`."""
+    """Bytes of all trained kernels at the widths of their codes, 2 bits for ternary ones. Raises: BadInput as `to_tflite`."""
     fold(model)
     kernels = [kernel for layer in model._flatten_layers() if isinstance(layer, QuantizedLayer) for kernel in layer.kernels]
-    bits = sum(int(np.prod(variable.shape)) * getattr(getattr(quantizer, "quantizer", quantizer), "bits", 2) for variable, quantizer, _ in kernels)
+    bits = sum(int(np.prod(variable.shape)) * quantizer.width for variable, quantizer, _ in kernels)
     return -(-bits // 8)

@@ -162,7 +162,7 @@ def matches(data, folded):
 def foreign_kernels(data, found):
     """Names of the integer matrices and kernels of a file that no Match holds: of layers that the scheme leaves float, rounded by the converter."""
     model, ours = read(data), {match.kernel.name for match in found if match.kernel is not None}
-    kernels = [tensor for tensor in model.subgraphs[0].tensors if TYPES[tensor.type] in ("INT8", *PACKED) and tensor.shape is not None and len(tensor.shape) > 1]
+    kernels = [tensor for tensor in model.subgraphs[0].tensors if TYPES[tensor.type] in ("INT8", *PACKED) and np.size(tensor.shape) > 1]
     return [tensor.name.decode() for tensor in kernels if tensor.name not in ours and values(model, tensor) is not None]
 
 

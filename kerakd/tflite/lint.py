@@ -60,7 +60,9 @@ def _sizes(model, calls):
 def _float_kernels(model, calls):
     for call in calls:
         if kernel_name(call.layer):
-            yield Finding(call.layer.name, "a float kernel, which the converter may round to 8 bits", "give the scheme weights, also first, last and in its overrides")
+            yield Finding(
+                call.layer.name, "a float kernel, which the converter may round to 8 bits", "give the scheme weights, also first, last and in its overrides"
+            )
 
 
 def _float_tensors(model, calls):

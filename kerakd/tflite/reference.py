@@ -113,8 +113,7 @@ def _scaled(codes, scale):
 def _as_interval(quantizer):
     """The Interval of the same grid: fixed grids have no step that could be set."""
     low, high = quantizer.levels()
-    bits = int(high - low).bit_length()
-    return Interval(bits, signed=low < 0, narrow=low == -high)
+    return Interval(quantizer.width, signed=low < 0, narrow=low == -high)
 
 
 def logits(model, images, batch_size=64):

@@ -1,0 +1,68 @@
+"""The teachers of a Distiller: what they see of a batch, and what they say of it."""
+
+import tensorflow as tf
+
+from kerakd.errors import BadInput
+from kerakd.hints import Hints
+
+
+class Panel:
+    """Some teachers, or none.
+
+    Args:
+        student: a functional model. teachers: a list of models.
+        hints, hint_loss, hint_weight: as `Hints` takes them; of the first teacher.
+        cache: a `kerakd.cache.TeacherCache` or None.
+    Raises: BadInput for hints without a teacher, or beside a cache.
+    """
+
+    def __init__(self, student, teachers, hints=(), hint_loss="hint", hint_weight=1.0, cache=None):
+        if hints and cache is not None:
+            raise BadInput("hints: expected none beside teacher_cache, which holds logits and no features, received both")
+        if hints and not teachers:
+            raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
+        self.teachers, self.cache = teachers, cache
+        self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
+
+    def check(self, name, mode):
+        """Raises BadInput where these teachers can't be those of a Mode."""
+        if mode.teacher and not self.teachers:
+            raise BadInput(f"teacher: expected a model in mode {name!r}, received none; give teacher= or take mode='alone'")
+        if not mode.teacher_learns:
+            return
+        if len(self.teachers) > 1:
+            raise BadInput(f"teacher: expected one in mode {name!r}, in which it learns, received {len(self.teachers)}")
+        if self.hints is not None:
+            raise BadInput(f"hints: expected none in mode {name!r}, in which the teacher learns, received some; they are those of a frozen teacher")
+        if self.cache is not None:
+            raise BadInput(f"teacher_cache: expected none in mode {name!r}, in which the teacher learns and says other things at every step, received one")
+
+    def views(self, x):
+        """What each teacher sees, of a dict of views."""
+        return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
+
+    def ask(self, x):
+        """What frozen teachers say of a batch, a dict of views: float32 [n, teachers, C]."""
+        said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, self.views(x), strict=True)]
+        return tf.stack(said, axis=1)
+
+    def say(self, x):
+        """([logits of each frozen teacher: given, remembered or computed], [the first teacher's outputs at the hints])."""
+        if "logits" in x:
+            if self.hints is not None:
+                raise BadInput("hints: expected batches of which the teacher is asked, received ones with its logits, which have no features")
+            return tf.unstack(x["logits"], axis=1), []
+        if self.cache is not None:
+            if "known" not in x:
+                raise BadInput("teacher_cache: expected batches of its `join`, received others; give fit(cache.join(kerakd.data.training(..., places=True)))")
+            return tf.unstack(self.cache.recall(x, lambda: self.ask(x)), axis=1), []
+        if self.hints is None:
+            return tf.unstack(self.ask(x), axis=1), []
+        views = self.views(x)
+        first, *features = self.hints.teacher(views[0], training=False)
+        return [first, *(teacher(view, training=False) for teacher, view in zip(self.teachers[1:], views[1:], strict=True))], features
+
+
+def views_of(x):
+    """A batch's images as a dict of views; one of a network's several inputs is no such dict."""
+    return x if isinstance(x, dict) and "student" in x else {"student": x}

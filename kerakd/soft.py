@@ -1,0 +1,63 @@
+"""The soft loss: what a network learns from the logits of others."""
+
+import math
+
+import tensorflow as tf
+
+from kerakd import losses
+from kerakd.errors import BadInput
+
+ENSEMBLES = ("sum", "mean")
+
+
+class SoftLoss:
+    """One loss, at one temperature, of one teacher or several; a constant of the steps that are traced with it.
+
+    "sum":   sum over teachers of w_k * loss(z_S, z_k, T)
+    "mean":  loss(z_S, sum(w_k * z_k) / sum(w_k), T)
+
+    Args:
+        loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n].
+        temperature: T > 0.
+        weights: a number for each teacher, or None: 1 for each.
+        ensemble: of ENSEMBLES.
+        teachers: how many there are.
+    Raises: BadInput.
+    """
+
+    def __init__(self, loss, temperature, weights, ensemble, teachers):
+        if not 0 < temperature < math.inf:
+            raise BadInput(f"temperature: expected more than 0, received {temperature}")
+        if not callable(loss) and loss not in losses.BY_NAME:
+            raise BadInput(f"soft_loss: expected a function or one of {', '.join(losses.BY_NAME)}, received {loss!r}")
+        if ensemble not in ENSEMBLES:
+            raise BadInput(f"ensemble: expected one of {', '.join(ENSEMBLES)}, received {ensemble!r}")
+        given = [1.0] * teachers if weights is None else list(weights)
+        if len(given) != teachers or not all(0 < weight < math.inf for weight in given):
+            raise BadInput(f"teacher_weights: expected a positive number for each of {teachers} teachers, received {weights}")
+        self.loss = loss if callable(loss) else losses.BY_NAME[loss]
+        self.temperature, self.weights, self.ensemble = temperature, given, ensemble
+
+    def __call__(self, logits, teacher_logits, y):
+        """[n], of logits [n, C], those of each teacher, and labels for a loss that uses them (None: there are none)."""
+        if self.ensemble == "mean":
+            mean = sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.weights, teacher_logits, strict=True)) / sum(self.weights)
+            return self.between(logits, mean, y)
+        return sum(weight * self.between(logits, z, y) for weight, z in zip(self.weights, teacher_logits, strict=True))
+
+    def between(self, learner, target, y):
+        """[n], of two networks' logits. Raises: BadInput for labels that the loss can't use."""
+        if self.loss not in losses.WITH_LABELS:
+            return self.loss(learner, target, self.temperature)
+        if y is None:
+            raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")
+        if one_hot(y):
+            raise BadInput(
+                f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
+            )
+        return self.loss(learner, target, self.temperature, tf.reshape(y, [-1]))
+
+
+def one_hot(y):
+    """Whether labels are a row for each image, and no class numbers."""
+    return y.shape.rank == 2 and y.shape[-1] != 1
