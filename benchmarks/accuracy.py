@@ -28,7 +28,8 @@ with kerakd.quiet.native_chatter_off():
     from export import card
     from export.tflite import float_file
     from kerakd import config
-    from kerakd.rundir import load_model, write_aside
+    from kerakd.files import write_aside
+    from kerakd.modelfile import load_model
 
 KEPT = ("flags.cfg", "metrics.jsonl", "results.json", "student.json")
 NEEDS = re.compile(r"results/cifar10/(\w+)_(\d+)/models/")  # a network of another row

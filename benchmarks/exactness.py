@@ -19,7 +19,7 @@ with kerakd.quiet.native_chatter_off():
 
     import kerakd
     from kerakd import batchnorm, data, evaluate, models
-    from kerakd.rundir import write_aside
+    from kerakd.files import write_aside
 
 BATCH = 128
 TERNARY_A8, W8A8, W4A4, W4A8 = (kerakd.Ternary(), 8), (8, 8), (4, 4), (4, 8)

@@ -25,7 +25,7 @@ with kerakd.quiet.native_chatter_off():
     import kerakd
     from export import card
     from export.tflite import float_file
-    from kerakd import batchnorm, models, rundir
+    from kerakd import batchnorm, modelfile, models
     from kerakd.tflite import runtime
     from kerakd.tflite.codes import ideal_bytes
 
@@ -79,7 +79,7 @@ def prove(path):
     The seconds are those of to_tflite and verify. The memory is the peak of the whole process: Python, TensorFlow and the
     student's loading are in it. It is the kernel's mark of this program, as ru_maxrss begins at that of the process that started it.
     """
-    model = rundir.load_model(path)
+    model = modelfile.load_model(path)
     start = time.perf_counter()
     proof = kerakd.verify(model, kerakd.to_tflite(model), images(PROVED))
     seconds = time.perf_counter() - start

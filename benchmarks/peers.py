@@ -27,8 +27,8 @@ with kerakd.quiet.native_chatter_off():
     from benchmarks.export import milliseconds
     from benchmarks.peer import resnet
     from benchmarks.rows import CIFAR10, RESULTS
-    from kerakd import data, rundir
-    from kerakd.rundir import write_aside
+    from kerakd import data, modelfile
+    from kerakd.files import write_aside
     from kerakd.tflite import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -58,7 +58,7 @@ def write_task(folder, steps, rate):
     images = np.concatenate([np.asarray(images) for images, _ in tests])
     np.save(folder / "test_images.npy", images.astype(np.float16))
     np.save(folder / "test_labels.npy", np.concatenate([np.asarray(labels) for _, labels in tests]))
-    nets = {name: rundir.load_model(CIFAR10 / run / "models/taught_0.keras") for name, run in (("student", "float_0"), ("teacher", "teacher_0"))}
+    nets = {name: modelfile.load_model(CIFAR10 / run / "models/taught_0.keras") for name, run in (("student", "float_0"), ("teacher", "teacher_0"))}
     for name, net in nets.items():
         np.savez(folder / f"{name}.npz", **{resnet.key(layer, variable): variable.numpy() for layer in net.layers for variable in layer.weights})
     np.save(folder / "logits.npy", nets["student"](images[:100].astype(np.float16).astype(np.float32), training=False).numpy())

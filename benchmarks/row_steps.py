@@ -27,7 +27,8 @@ with kerakd.quiet.native_chatter_off():
     from benchmarks.accuracy import is_kept, machine
     from benchmarks.rows import CIFAR10, ROWS, STEPS
     from kerakd import config, data
-    from kerakd.rundir import RunDirectory, write_aside
+    from kerakd.files import write_aside
+    from kerakd.rundir import RunDirectory
     from kerakd.training import Training
 
 AT_ONCE = 2  # steps of a row in its turn

@@ -25,7 +25,7 @@ with quiet.native_chatter_off():
     from kerakd import commandline
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.rundir import write_aside
+    from kerakd.files import write_aside
     from kerakd.tflite import flatfile, runtime
 
 BURST = 10  # images of one file in a row, before the next file's turn

@@ -46,11 +46,12 @@ with quiet.native_chatter_off():
     from kerakd import commandline, graph, models
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
+    from kerakd.files import write_aside
     from kerakd.kinds import TRANSPARENT, fuses
+    from kerakd.modelfile import load_model
     from kerakd.plan import plan
     from kerakd.quantizers import Interval
     from kerakd.rewrite import simplify
-    from kerakd.rundir import load_model, write_aside
     from kerakd.scheme import Scheme, is_quantized
     from kerakd.teachers import is_file
     from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer, kernel_name

@@ -21,7 +21,8 @@ with quiet.native_chatter_off():
     from kerakd import config as config_module
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.rundir import RunDirectory, write_aside
+    from kerakd.files import write_aside
+    from kerakd.rundir import RunDirectory
     from kerakd.tflite import flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
 

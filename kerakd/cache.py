@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.errors import BadInput
-from kerakd.rundir import write_aside
+from kerakd.files import write_aside
 
 KINDS = ("logits", "marks")  # of an epoch's files
 TOLERANCE = 1e-3  # of a logit, of the largest one: what another batch of operations on another machine may give

@@ -19,7 +19,9 @@ with quiet.native_chatter_off():
     from kerakd.checks import check_logits
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.rundir import RunDirectory, load_model, write_aside
+    from kerakd.files import write_aside
+    from kerakd.modelfile import load_model
+    from kerakd.rundir import RunDirectory
     from kerakd.teachers import VALUES, Teacher
     from kerakd.tflite import flatfile, runtime
 

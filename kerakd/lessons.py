@@ -8,7 +8,7 @@ from kerakd import augment, data
 from kerakd.augmenters import augmenter, mixes
 from kerakd.cache import TeacherCache, differences, fingerprint
 from kerakd.errors import BadInput
-from kerakd.rundir import write_aside
+from kerakd.files import write_aside
 from kerakd.teachers import fixed_logits
 
 

@@ -11,8 +11,8 @@ from kerakd.calibration import calibrate
 from kerakd.checks import check_logits
 from kerakd.errors import BadInput
 from kerakd.hints import Hints
+from kerakd.modelfile import load_model
 from kerakd.plan import takes_pixels
-from kerakd.rundir import load_model
 from kerakd.scheme import quantize
 from kerakd.teachers import is_file
 from kerakd.tflite import lint

@@ -23,7 +23,8 @@ with quiet.native_chatter_off():
     from kerakd import commandline, page
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.rundir import RunDirectory, write_aside
+    from kerakd.files import write_aside
+    from kerakd.rundir import RunDirectory
     from kerakd.runs import BARE, STUDENT, WIDTHS, gains, labels, mean_of, read, short
 
 COLOURS = {"teacher": "tab:gray", "float": "tab:green", "alone": "tab:orange", "taught": "tab:blue"}

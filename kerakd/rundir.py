@@ -13,21 +13,11 @@ import zipfile
 
 import numpy as np
 import tensorflow as tf
-import tf_keras as keras
 
 from kerakd.devices import lost
 from kerakd.errors import BadInput
-from kerakd.keras3 import from_keras3, version_of
-from kerakd.wrapper import quantize_scope
-
-
-def write_aside(path, write):
-    """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was."""
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(aside)
-    os.replace(aside, path)
-
+from kerakd.files import write_aside
+from kerakd.modelfile import load_model
 
 WRITTEN = (
     "flags.cfg",
@@ -269,21 +259,3 @@ class RunDirectory:
 def _unwritten(path, error):
     said = str(error).strip().splitlines()
     return BadInput(f"--workdir: expected to write {path}, received an error ({said[0] if said else type(error).__name__}); make room, then give --resume")
-
-
-def load_model(path):
-    """A .keras or .h5 file as a tf_keras model, in safe mode; one of Keras 3 is rebuilt.
-
-    Raises: BadInput for a file that is missing, is no such model, or has a layer that can't be rebuilt.
-    """
-    if not pathlib.Path(path).is_file():
-        raise BadInput(f"model: expected a .keras or .h5 file, received {path}, which is not there")
-    try:
-        if version_of(path).startswith("3."):
-            return from_keras3(path)
-        with quantize_scope():
-            return keras.models.load_model(path, compile=False, safe_mode=True)
-    except BadInput:
-        raise
-    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({str(error).splitlines()[0][:200]})") from error

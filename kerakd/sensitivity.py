@@ -24,9 +24,11 @@ with quiet.native_chatter_off():
     from kerakd.calibration import fit_weight_intervals
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
+    from kerakd.files import write_aside
+    from kerakd.modelfile import load_model
     from kerakd.quantizers import Interval, parse
     from kerakd.rewrite import simplify
-    from kerakd.rundir import RunDirectory, load_model, write_aside
+    from kerakd.rundir import RunDirectory
     from kerakd.scheme import Scheme, quantize
     from kerakd.teachers import is_file
     from kerakd.wrapper import kernel_name

@@ -20,7 +20,8 @@ from kerakd.config import Config
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput
 from kerakd.lessons import Lessons
-from kerakd.rundir import RunDirectory, load_model
+from kerakd.modelfile import load_model
+from kerakd.rundir import RunDirectory
 
 L = keras.layers
 MADE_FROM = {"teachers": ["a", "b"], "images": "digits, 1437", "views": "same/ic, (8, 8, 1)", "view_seed": 3}

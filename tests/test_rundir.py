@@ -10,7 +10,9 @@ import tensorflow as tf
 from conftest import ROOT
 
 from kerakd.errors import BadInput
-from kerakd.rundir import RunDirectory, load_model, write_aside
+from kerakd.files import write_aside
+from kerakd.modelfile import load_model
+from kerakd.rundir import RunDirectory
 
 
 @pytest.fixture

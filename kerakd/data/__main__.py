@@ -17,7 +17,7 @@ with quiet.native_chatter_off():
     from kerakd.commandline import flag
     from kerakd.data import packages
     from kerakd.errors import BadInput
-    from kerakd.rundir import write_aside
+    from kerakd.files import write_aside
 
 IMAGES, EPOCHS = 8, 6  # of the sheet: rows and columns
 
