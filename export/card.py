@@ -22,10 +22,36 @@ def versions():
     return {name: metadata.version(name) for name in PACKAGES}
 
 
+def _use(card):
+    """How the int8 file is called, for who has nothing but it."""
+    shape, (low, high) = card["input"]["shape"], card["input"]["range"]
+    names = card["classes"]
+    return [
+        "## Use",
+        "",
+        f"* input: float32 {shape}, one image, channels last, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`)",
+        f"* output: float32 [1, {len(names)}], logits; the class is the largest, in this order: {', '.join(names)}",
+        "",
+        "```python",
+        "from ai_edge_litert.interpreter import Interpreter",
+        "",
+        'interpreter = Interpreter("student.tflite")',
+        "interpreter.allocate_tensors()",
+        'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], (image[None] / 127.5 - 1).astype("float32"))',
+        "interpreter.invoke()",
+        'logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]',
+        "```",
+        "",
+        'LiteRT in C++ and on Android calls it the same way; `kerakd.to_tflite(student, io="int8")` makes a file whose input and output are integers.',
+        "",
+    ]
+
+
 def as_json(card):
     """The card for a program."""
     proofs = {key: {**dataclasses.asdict(proof), "exact": proof.exact, "text": str(proof)} for key, proof in card["proofs"].items()}
-    return json.dumps({**card, "proofs": proofs}, indent=1) + "\n"
+    settled = card["settled"] and dataclasses.asdict(card["settled"])
+    return json.dumps({**card, "proofs": proofs, "settled": settled}, indent=1) + "\n"
 
 
 def as_markdown(card):
@@ -37,6 +63,7 @@ def as_markdown(card):
         card["config"].strip(),
         "```",
         "",
+        *_use(card),
         "| network | test accuracy | bytes | zipped | ms an image |",
         "|---|---|---|---|---|",
     ]
@@ -44,6 +71,7 @@ def as_markdown(card):
     lines += ["", f"The kernels at their trained widths alone: {card['ideal_bytes']} bytes.", "", "## Proof", ""]
     for key, proof in card["proofs"].items():
         lines += [f"{key}:", "", "```", str(proof), "```", ""]
+    lines += [f"Before it, by settling, {card['settled']}.", ""] if card["settled"] else []
     for container, census in card["census"].items():
         kernels = ", ".join(f"{count} {kind}" for kind, count in census["weights"].items())
         operators = ", ".join(f"{count} {name}" for name, count in census["operators"].items())

@@ -23,7 +23,7 @@ with quiet.native_chatter_off():
     from kerakd.errors import BadInput
     from kerakd.files import write_aside
     from kerakd.rundir import RunDirectory
-    from kerakd.tflite import flatfile, runtime
+    from kerakd.tflite import Settling, flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
 
 
@@ -34,7 +34,7 @@ def _kept(proof):
 
 REQUIREMENTS = {  # what a proof has to show before anything is written
     "codes": ("every weight code equal in both containers, and none that nobody trained", lambda proofs: all(map(_codes, proofs.values()))),
-    "int8": ("every logit and top-1 of the int8 container equal to the student's", lambda proofs: proofs["int8"].exact),
+    "int8": ("every logit, top-1 and code of the int8 container equal to the student's, and nothing in it float", lambda proofs: proofs["int8"].exact),
     "unpacked": ("the same of the int4 container after kerakd.unpack", lambda proofs: proofs["int4, unpacked"].exact),
     "emulated": ("every logit of the int4 container as it is equal to its emulation in NumPy", lambda proofs: proofs["int4"].emulated_equal == 1),
     "kept": ("the class that the float32 student names on 99 of 100 images, by the int8 container", lambda proofs: _kept(proofs["int8"])),
@@ -84,6 +84,8 @@ class Export:
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
         train, test = data.load(self.config.dataset, self.config.data_dir or None, self.config.synthetic, self.config.largest())
+        evaluate.check_classes(self.directory.data().get("classes"), test)
+        self.classes = test.names
         self.test = data.testing(test, size=train.image_shape(self.config.size())[:2], keep=True)
         self.proving, _ = data.arrays(self.test, options.images or None)
 
@@ -132,6 +134,9 @@ class Export:
                 "table": rows,
                 "ideal_bytes": ideal_bytes(student),
                 "proofs": proofs,
+                "settled": Settling(**self.directory.settled()[name]) if name in self.directory.settled() else None,
+                "classes": list(self.classes),
+                "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1]},
                 "census": {container: flatfile.census(file) for container, file in files.items()},
                 "oldest_litert": {container: runtime.oldest(file) for container, file in files.items()},
                 "versions": card.versions(),
@@ -164,9 +169,30 @@ def _codes(proof):
 
 
 def _check(proofs, required):
-    short = [f"{name} ({REQUIREMENTS[name][0]})" for name in required if not REQUIREMENTS[name][1](proofs)]
+    """Raises BadInput where the proofs fall short of a requirement."""
+    short = [name for name in required if not REQUIREMENTS[name][1](proofs)]
     if short:
-        raise BadInput(f"proof: expected what --require asks, received less for {'; '.join(short)}; nothing was written, ask for less if that will do")
+        less = "; ".join(f"{name} ({REQUIREMENTS[name][0]}): {_found(name, proofs)}" for name in short)
+        rest = " ".join(f"--require={name}" for name in required if name not in short) or "--require=none"
+        raise BadInput(f"proof: expected what --require asks, received less for {less}; nothing was written, give {rest} if that will do")
+
+
+def _found(name, proofs):
+    """What a proof shows of a requirement that it falls short of."""
+    if name == "codes":
+        return ", ".join(f"{proof.codes_equal:.2%} in {container}" + _others(proof.foreign_kernels, "untrained kernels") for container, proof in proofs.items())
+    if name == "emulated":
+        equal = proofs["int4"].emulated_equal
+        return "it has operators that the emulation does not model" if equal is None else f"{equal:.2%}"
+    if name == "kept":
+        return f"{proofs['int8'].moved_top1:.2%}"
+    proof = proofs["int8" if name == "int8" else "int4, unpacked"]
+    equal = f"{proof.logits_equal:.2%} of the logits, {proof.top1_equal:.2%} of the top-1, {proof.codes_equal:.2%} of the codes"
+    return equal + _others(proof.float_tensors, "float tensors inside") + _others(proof.foreign_kernels, "untrained kernels")
+
+
+def _others(names, what):
+    return f", {len(names)} {what} ({', '.join(names[:3])}{', ...' * (len(names) > 3)})" if names else ""
 
 
 def _as_npz(arrays):
@@ -186,6 +212,8 @@ def main():
     print(f"the kernels at their trained widths alone: {made['ideal_bytes']} bytes\n")
     for name, proof in made["proofs"].items():
         print(f"proof, {name}\n{textwrap.indent(str(proof), '  ')}")
+    if made["settled"]:
+        print(f"settling\n  before the proof {made['settled']}")
     _check(made["proofs"], options.require)
     contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made).encode()}
     if options.codes:

@@ -27,7 +27,8 @@ def _values(config):
             raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
     for name in ("dataset", "student", "phase"):
         if not getattr(config, name):
-            raise BadInput(f"--{name}: expected a value, received none; take a file of configs/ with --flagfile, or give --{name}={EXAMPLES[name]}")
+            files = "a file of configs/, or the flags.cfg of a run,"
+            raise BadInput(f"--{name}: expected a value, received none; take {files} with --flagfile, or give --{name}={EXAMPLES[name]}")
     for name in (
         "seeds",
         "batch_size",

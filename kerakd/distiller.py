@@ -19,6 +19,8 @@ from kerakd.modes import mode_named
 from kerakd.panel import Panel, views_of
 from kerakd.soft import SoftLoss, one_hot
 
+TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "oscillating")  # of a history; `evaluate` knows the first two
+
 
 def _constant(name, what):
     """A property for what is a constant of the traced step, and so can't be set."""
@@ -34,8 +36,8 @@ class Distiller(keras.Model):
     before either is updated, and neither loss reaches into the other network.
 
     `call` answers with the student. Where it does not learn, the teacher runs in inference mode and none of its
-    variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss
-    and, where the teacher learns, teacher_loss, beside the metrics of `compile`.
+    variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss,
+    with hints hint_loss and, where the teacher learns, teacher_loss, beside the metrics of `compile`.
 
     Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch,
     and the losses are means over the whole; `recast(model, synchronized=True)` has BatchNorms normalize by the whole too.
@@ -107,7 +109,7 @@ class Distiller(keras.Model):
         self._weights_asked = hard_weight, soft_weight
         self._loss_scales = LossScales([student, *teachers])
         self.distribute_reduction_method = "first"  # of the results of a step, which all replicas agree on; Keras would add those of workers up
-        self._trackers = {name: keras.metrics.Mean(name=name) for name in ("loss", "hard_loss", "soft_loss", "teacher_loss", "oscillating")}
+        self._trackers = {name: keras.metrics.Mean(name=name) for name in TERMS}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
         self._dampening = self._freezing = self.watch = None
         self.enter(mode)
@@ -188,6 +190,9 @@ class Distiller(keras.Model):
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
         Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
         """
+        for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
+            if type(given).__module__.split(".")[0] == "keras":
+                raise BadInput(f"compile: expected optimizers, losses and metrics of tf_keras (Keras 2), received {type(given).__name__} of Keras 3")
         others = [one for one in (weight_interval_optimizer, activation_interval_optimizer) if one is not None]
         if any(getattr(one, "use_ema", False) for one in (optimizer, teacher_optimizer, *others)) and (self.teachers or others):
             raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the variables of the others as well")
@@ -272,7 +277,12 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self):
-        there = {"soft_loss": self.mode.teacher, "teacher_loss": self.mode.teacher_learns, "oscillating": self.watch is not None}
+        there = {
+            "soft_loss": self.mode.teacher,
+            "hint_loss": self.hints is not None and self.mode.teacher,
+            "teacher_loss": self.mode.teacher_learns,
+            "oscillating": self.watch is not None,
+        }
         metrics = [tracker for name, tracker in self._trackers.items() if there.get(name, True)]
         return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
 
@@ -313,11 +323,11 @@ class Distiller(keras.Model):
         hard = 0.0 if y is None else self._hard(y, logits, sample_weight)
         soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
         loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
-        if teacher_features:
-            loss += self._mean(self.hints(features, teacher_features), sample_weight)
+        hint = self._mean(self.hints(features, teacher_features), sample_weight) if teacher_features else 0.0
+        loss += hint
         if self.dampening is not None:
             loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
-        return _Terms(logits, loss, hard, soft, self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None)
+        return _Terms(logits, loss, hard, soft, hint, self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None)
 
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
@@ -333,7 +343,7 @@ class Distiller(keras.Model):
         if self.watch is not None:
             self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
             self._trackers["oscillating"].update_state(self.watch.share())
-        for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft)):
+        for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft), ("hint_loss", found.hint)):
             self._trackers[name].update_state(value, count)
         if y is None:
             return {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
@@ -357,7 +367,7 @@ class Distiller(keras.Model):
         self._trackers["loss"].update_state(hard, count)
         self._trackers["hard_loss"].update_state(hard, count)
         results = self.compute_metrics(x, y, logits, sample_weight)
-        return {name: value for name, value in results.items() if name not in ("soft_loss", "teacher_loss", "oscillating")}
+        return {name: value for name, value in results.items() if name not in TERMS[2:]}
 
     def _teacher_loss(self, y, teacher_logits, logits, sample_weight):
         loss = self._hard(y, teacher_logits[0], sample_weight) + _sum(self.teachers[0].losses)
@@ -395,6 +405,7 @@ class _Terms:
     loss: tf.Tensor
     hard: tf.Tensor
     soft: tf.Tensor
+    hint: tf.Tensor
     teacher_loss: "tf.Tensor | None"
 
 

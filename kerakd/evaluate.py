@@ -153,7 +153,7 @@ class Options:
 
     run: str = flag("", "the directory of a run: its models, and its .tflite files where it was exported")
     model: tuple = flag((), "a .tflite, .keras or .h5 file; repeat it for more")
-    dataset: str = flag("", "digits, or a TFDS name, of whose test images the question is; empty: the run's")
+    dataset: str = flag("", "digits, a TFDS name or folder:DIR, of whose test images the question is; empty: the run's")
     data_dir: str = flag("", "where TFDS keeps its datasets; empty: the run's, or TFDS's default")
     image_size: int = flag(0, "height and width of the images; 0: what each model takes")
     values: str = flag("-1..1", "what a --model takes its images in", tuple(VALUES))
@@ -183,9 +183,9 @@ class Options:
 
 
 def _found(options):
-    """({name: path of a model file}, dataset, data_dir, synthetic)."""
+    """({name: path of a model file}, dataset, data_dir, synthetic, names of the classes that a folder has to have or None)."""
     if options.model:
-        return {path: pathlib.Path(path) for path in options.model}, options.dataset, options.data_dir, False
+        return {path: pathlib.Path(path) for path in options.model}, options.dataset, options.data_dir, False, None
     directory = RunDirectory(options.run)
     results = directory.results()
     config = config_module.read(directory.path / "flags.cfg")
@@ -196,18 +196,16 @@ def _found(options):
         print(f"{name} is a file of its own: give it with --model and --values")
     paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite"))}
     same = not options.dataset or options.dataset == config.dataset
-    _check_names(config.dataset, options.dataset)
-    return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same
+    folders = all(name.startswith(data.FOLDER) for name in (config.dataset, options.dataset or config.dataset))
+    expected = directory.data().get("classes") if folders else None
+    return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same, expected
 
 
-def _check_names(trained, asked):
-    """Raises BadInput where both are folders, and their classes have other names: labels are numbers in the names' order."""
-    if not (trained.startswith(data.FOLDER) and asked.startswith(data.FOLDER)) or not pathlib.Path(trained.removeprefix(data.FOLDER)).expanduser().is_dir():
-        return
-    expected, received = (data.folder.find(name.removeprefix(data.FOLDER))[0] for name in (trained, asked))
-    if expected != received:
-        apart = ", ".join(sorted(set(expected) ^ set(received)))
-        raise BadInput(f"--dataset: expected the class folders of {trained}, on which the run was trained, received others ({apart}); rename them")
+def check_classes(expected, split):
+    """Raises BadInput where a run was trained on classes of other names (None: not known), as labels are numbers in the names' order."""
+    apart = sorted(set(expected) ^ set(split.names)) if expected is not None else []
+    if apart:
+        raise BadInput(f"--dataset: expected the class folders on which the run was trained, received others in {split.name} ({', '.join(apart)}); rename them")
 
 
 def _loaded(path, values):
@@ -235,10 +233,11 @@ def _size(name, shape, asked, test):
 
 def main():
     options, _ = commandline.parse(["python -m kerakd.evaluate", *sys.argv[1:]], Options)
-    paths, dataset, data_dir, synthetic = _found(options)
+    paths, dataset, data_dir, synthetic, expected = _found(options)
     loaded = {name: _loaded(path, options.values) for name, path in paths.items()}
     largest = max(options.image_size or shape[0] or 0 for _, shape in loaded.values())
     test = data.load(dataset, data_dir or None, synthetic, largest)[1]
+    check_classes(expected, test)
     found = {}
     width = max(map(len, loaded))
     print(f"{test.name}, {test.count} images\n{'':{width}}  accuracy    top-5      nll  calibration error")

@@ -20,7 +20,7 @@ def check_functional(model, argument="model"):
     if any(cls.__module__.startswith("keras.") for cls in type(model).__mro__):
         raise BadInput(
             f"{argument}: expected a tf_keras (Keras 2) model, received a Keras 3 one ({type(model).__name__}); build it with "
-            "`import tf_keras as keras`, or set TF_USE_LEGACY_KERAS=1 before TensorFlow is imported"
+            "`import tf_keras as keras`, or take kerakd.from_keras3(model), which rebuilds it"
         )
     if not isinstance(model, keras.Model):
         raise BadInput(f"{argument}: expected a tf_keras model, received {type(model).__name__}")

@@ -22,6 +22,8 @@ class Hints:
     """
 
     def __init__(self, student, teacher, pairs, loss="hint", weight=1.0):
+        if isinstance(pairs, dict) or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+            raise BadInput(f"hints: expected pairs [(layer of the student, layer of the teacher), ...], received {pairs!r}")
         if loss not in losses.FEATURES:
             raise BadInput(f"hint_loss: expected one of {', '.join(losses.FEATURES)}, received {loss!r}")
         check_functional(teacher, "teacher")

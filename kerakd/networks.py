@@ -36,7 +36,11 @@ class Networks:
         model = load_model(name)
         expected, received = (shape, self.images.classes), (tuple(model.input_shape[1:]), model.output_shape[-1])
         if received != expected:
-            raise BadInput(f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}")
+            side, same_classes = received[0][0], received[1] == expected[1]
+            remedy = "build it for one size" if None in received[0] else f"give --image_size={side}" if same_classes and side != shape[0] else "take another"
+            raise BadInput(
+                f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}; {remedy}"
+            )
         check_logits(model, name)
         return _fresh(model) if fresh else model
 

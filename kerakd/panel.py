@@ -3,6 +3,7 @@
 import tensorflow as tf
 
 from kerakd.errors import BadInput
+from kerakd.graph import is_functional
 from kerakd.hints import Hints
 
 
@@ -38,8 +39,15 @@ class Panel:
             raise BadInput(f"teacher_cache: expected none in mode {name!r}, in which the teacher learns and says other things at every step, received one")
 
     def views(self, x):
-        """What each teacher sees, of a dict of views."""
-        return x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
+        """What each teacher sees, of a dict of views. Raises: BadInput for images of another size than a teacher takes."""
+        views = x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
+        for teacher, view in zip(self.teachers, views, strict=True):
+            if is_functional(teacher) and len(teacher.inputs) == 1 and not teacher.inputs[0].shape[1:].is_compatible_with(view.shape[1:]):
+                expected, received = tuple(teacher.inputs[0].shape[1:]), tuple(view.shape[1:])
+                raise BadInput(
+                    f"teacher: expected images {expected}, which it takes, received {received}; give batches of {{'student': images, 'teachers': [its images]}}"
+                )
+        return views
 
     def ask(self, x):
         """What frozen teachers say of a batch, a dict of views: float32 [n, teachers, C]."""
@@ -63,6 +71,14 @@ class Panel:
         return [first, *(teacher(view, training=False) for teacher, view in zip(self.teachers[1:], views[1:], strict=True))], features
 
 
+KEYS = {"student", "teachers", "logits", "place", "known", "said"}  # of a batch's views, and of what a cache joins to them
+
+
 def views_of(x):
-    """A batch's images as a dict of views; one of a network's several inputs is no such dict."""
-    return x if isinstance(x, dict) and "student" in x else {"student": x}
+    """A batch's images as a dict of views; one of a network's several inputs is no such dict. Raises: BadInput for a view of nobody."""
+    if not isinstance(x, dict) or "student" not in x:
+        return {"student": x}
+    unknown = x.keys() - KEYS
+    if unknown:
+        raise BadInput(f"batch: expected views named {', '.join(sorted(KEYS))}, received {', '.join(map(repr, sorted(unknown)))} as well")
+    return x

@@ -22,6 +22,8 @@ from kerakd.modelfile import load_model
 WRITTEN = (
     "flags.cfg",
     "*.jsonl",
+    "data.json",
+    "settled.json",
     "results.json",
     "curves.png",
     "fixed_logits.*",
@@ -37,11 +39,13 @@ class RunDirectory:
     """A run directory.
 
     flags.cfg       the configuration, to run it again
+    data.json       what it is trained and tested on: {"classes": names, "train", "test": which images}
     metrics.jsonl   one line per stage and epoch; the same for the same flags
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates
     models/         teacher, float, and each student, as .keras
     fixed_logits.npz  what the teacher said of the training images, where the view is fixed
+    settled.json    how far `settle` moved each trained student, {stage: {"steps", "top1", "images"}}
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves
     checkpoints/    of the stage under way
@@ -91,6 +95,37 @@ class RunDirectory:
             raise BadInput(
                 f"--resume: expected the flags of {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
             )
+
+    def check_data(self, found):
+        """Raises BadInput if the run is trained on something else than `found`, as `keep_data` was given it."""
+        there = self.data()
+        differing = [name for name in found if there and there.get(name) != found[name]]
+        if differing:
+            told = "; ".join(f"{name} {_short(found[name])} where it has {_short(there.get(name))}" for name in differing)
+            raise BadInput(f"--resume: expected the data that {self.path} is trained on, received {told}; put the images back, or begin another run")
+
+    def keep_data(self, found):
+        """Raises: BadInput if it can't be written."""
+        self._keep("data.json", found)
+
+    def data(self):
+        """As `keep_data` was given it, {} for a run of before there was such a file."""
+        return self._kept("data.json")
+
+    def keep_settled(self, stage, moved):
+        """Raises: BadInput if it can't be written."""
+        self._keep("settled.json", {**self.settled(), stage: moved})
+
+    def settled(self):
+        """{stage: as `keep_settled` was given it}."""
+        return self._kept("settled.json")
+
+    def _keep(self, name, found):
+        with self.writing(name) as path:
+            write_aside(path, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
+
+    def _kept(self, name):
+        return json.loads((self.path / name).read_text()) if (self.path / name).exists() else {}
 
     def check_apart(self, files):
         """Raises BadInput if one of {flag: path}, which a run is to read, lies where --overwrite deletes."""
@@ -198,8 +233,7 @@ class RunDirectory:
 
     def save_results(self, results):
         """Raises: BadInput if it can't be written."""
-        with self.writing("results.json") as path:
-            write_aside(path, lambda aside: aside.write_text(json.dumps(results, indent=1) + "\n"))
+        self._keep("results.json", results)
 
     def checkpoint(self, stage, place, objects, metrics, kept=2):
         """Writes a checkpoint of `stage` and forgets all but the newest.
@@ -254,6 +288,11 @@ class RunDirectory:
 
     def drop_checkpoints(self, stage):
         shutil.rmtree(self.written / "checkpoints" / stage, ignore_errors=True)
+
+
+def _short(value):
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _unwritten(path, error):

@@ -4,6 +4,7 @@ python -m kerakd.train --flagfile=configs/digits_ternary.cfg --workdir=runs/digi
 """
 
 import os
+import shlex
 import sys
 
 from kerakd import quiet  # first: it keeps TensorFlow quiet
@@ -66,7 +67,10 @@ def main():
             if where["overwrite"]:
                 directory.check_apart(config.files())
         training = Training(config, directory, keeping)
+        if chief and where["resume"]:
+            directory.check_data(training.data())
         directory.claim(config.text(), where["resume"], where["overwrite"])
+        directory.keep_data(training.data())
         claimed = keeping.devices.largest(1)
         if not chief:  # the run that the chief has begun or goes on with
             directory.check(config.text(), resume=True, overwrite=False)
@@ -81,9 +85,9 @@ def main():
         directory.close()
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "kerakd.train", *sys.argv[1:], *(["--nooverwrite", "--resume"] if claimed else [])])
-    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={directory.path} --out=report.html)")
+    print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={shlex.quote(str(directory.path))} --out=report.html)")
     if config.exports():
-        print(f"next: python -m export.tflite --run={directory.path}")
+        print(f"next: python -m export.tflite --run={shlex.quote(str(directory.path))}")
 
 
 if __name__ == "__main__":

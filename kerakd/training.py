@@ -1,5 +1,6 @@
 """The training of a run, stage after stage: its optimizers, checkpoints, and what is said of a step that diverged."""
 
+import dataclasses
 import functools
 import sys
 
@@ -19,7 +20,9 @@ from kerakd.progress import Progress
 from kerakd.recast import recast
 from kerakd.scalars import Scalars
 from kerakd.stages import stages
-from kerakd.tflite import settle
+from kerakd.tflite import settle, settling
+
+SETTLED_ON = 1000  # test images, on which a settled student is compared with what was trained
 
 
 class Training:
@@ -41,6 +44,11 @@ class Training:
         self.networks.check()
         self.lessons.check()
         self.stages = stages(config, self.networks)
+
+    def data(self):
+        """What the run is trained and tested on, as its directory keeps it."""
+        parts = {"train": self.train, "test": self.test}
+        return {"classes": list(self.train.names), **{part: f"{split.name}, {split.count} images, {split.order}" for part, split in parts.items()}}
 
     def check_devices(self):
         """Several replicas can share this run's batches."""
@@ -153,7 +161,12 @@ class Training:
         """The student as its file will compute it; what training made unfit for one is kept as it is, and said."""
         if stage.quantized and self.config.exports():
             try:
-                return settle(student)
+                settled = settle(student)
+                images, _ = data.arrays(self.tests(stage.size), SETTLED_ON)
+                moved = settling(student, settled, images)
+                print(f"{stage.title}: as integers have it, {moved}")
+                self.directory.keep_settled(stage.name, dataclasses.asdict(moved))
+                return settled
             except BadInput as error:
                 print(f"kerakd: {stage.title}: kept as trained, though export.tflite will refuse it: {error}", file=sys.stderr)
         return student

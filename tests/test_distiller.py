@@ -277,11 +277,32 @@ def test_saved_weights_hold_optimizers_and_what_is_frozen(path, fitted, tmp_path
     assert [variable.numpy().tobytes() for variable in again.weights] == [variable.numpy().tobytes() for variable in model.weights]
     for name, optimizer in model.optimizers.items():
         theirs = again.optimizers[name]
-        assert theirs.iterations.numpy() == optimizer.iterations.numpy() == 4
+        assert theirs.iterations.numpy() == optimizer.iterations.numpy() == 2
         assert [variable.numpy().tobytes() for variable in theirs.variables] == [variable.numpy().tobytes() for variable in optimizer.variables], name
     for ours, theirs in zip(model.watch.states, again.watch.states, strict=True):
         assert all((ours[name].numpy() == theirs[name].numpy()).all() for name in ours) and 0 < ours["frozen"].numpy().mean() < 1
     assert train(again) == train(model)  # and they go on as one
+
+
+@pytest.mark.parametrize(
+    "x, telling",
+    [
+        ({"student": X, "teacher": X}, "batch: expected views named .*, received 'teacher' as well"),
+        ({"student": X, "teachers": (X[:, :4],)}, r"teacher: expected images \(6,\), which it takes, received \(4,\); give batches of {'student': images, 'te"),
+    ],
+)
+def test_views_of_nobody_and_of_another_size_are_refused(x, telling):
+    with pytest.raises(BadInput, match=telling):
+        taught().fit(tf.data.Dataset.from_tensors((x, Y)), verbose=0)
+
+
+@pytest.mark.parametrize("what", ["optimizer", "loss", "metrics"])
+def test_what_is_of_keras_3_is_named(what):
+    import keras as keras_3
+
+    theirs = {"optimizer": keras_3.optimizers.SGD(), "loss": keras_3.losses.SparseCategoricalCrossentropy(), "metrics": [keras_3.metrics.Mean()]}[what]
+    with pytest.raises(BadInput, match="compile: expected optimizers, losses and metrics of tf_keras .Keras 2., received .* of Keras 3"):
+        Distiller(student=net(1), teacher=net(2)).compile(**{what: theirs})
 
 
 def test_kerass_older_format_is_refused(tmp_path):

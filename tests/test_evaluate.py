@@ -9,7 +9,7 @@ from conftest import run_program
 from PIL import Image
 
 import kerakd
-from kerakd import evaluate
+from kerakd import data, evaluate
 from kerakd.errors import BadInput
 from kerakd.evaluate import agreement, calibration_error, confusion, figure_of, scores, worst
 from kerakd.rundir import RunDirectory
@@ -96,10 +96,11 @@ def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
             for number in range(12):
                 (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (4, 4)).save(tmp_path / root / name / f"{number}.png")
-    evaluate._check_names(f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'b'}")
-    evaluate._check_names(f"folder:{tmp_path / 'gone'}", f"folder:{tmp_path / 'b'}")
-    with pytest.raises(BadInput, match="expected the class folders of folder:.*a, on which the run was trained, received others .Cat, cat."):
-        evaluate._check_names(f"folder:{tmp_path / 'a'}", f"folder:{tmp_path / 'c'}")
+    trained = data.load(f"folder:{tmp_path / 'a'}")[0].names
+    evaluate.check_classes(trained, data.load(f"folder:{tmp_path / 'b'}")[1])
+    evaluate.check_classes(None, data.load(f"folder:{tmp_path / 'c'}")[1])  # a file alone says nothing of its classes
+    with pytest.raises(BadInput, match="expected the class folders on which the run was trained, received others in folder:.*c test .Cat, cat."):
+        evaluate.check_classes(trained, data.load(f"folder:{tmp_path / 'c'}")[1])
 
 
 @pytest.mark.parametrize("classes", [3, 40])

@@ -14,7 +14,7 @@ import kerakd
 from export import tflite as program
 from kerakd import BadInput, commandline, data
 from kerakd.rundir import RunDirectory
-from kerakd.tflite import flatfile, runtime
+from kerakd.tflite import Settling, flatfile, runtime, settling
 from kerakd.tflite.codes import ideal_bytes
 
 L = keras.layers
@@ -112,6 +112,42 @@ def test_a_run_that_was_exported_can_still_be_read(exported):
 
 
 # What was trained, and the card
+
+
+def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, images, monkeypatch):
+    directory, _, _ = exported
+    text, made = (directory / "student.md").read_text(), json.loads((directory / "student.json").read_text())
+    assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1]}
+    assert "logits; the class is the largest, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(directory)
+    known = {"image": np.rint((images[0] + 1) * 127.5)}
+    exec(code, known)  # noqa: S102
+    np.testing.assert_array_equal(known["logits"], runtime.run((directory / "student.tflite").read_bytes(), images[:1])[0])
+
+
+def test_how_far_settling_moved_what_was_trained_is_said(exported):
+    directory, out, _ = exported
+    settled = RunDirectory(directory).settled()["taught_0"]
+    assert settled["images"] == 360 and 0 < settled["steps"] < 50 and 0.9 < settled["top1"] <= 1
+    line = f"the trained student's logits are moved by at most {settled['steps']:.1f} steps, top-1 kept on {settled['top1']:.2%} of 360 images"
+    assert f"settling\n  before the proof {line}\n" in out and line in (directory / "student.md").read_text()
+    assert json.loads((directory / "student.json").read_text())["settled"] == settled
+
+
+def test_settling_is_measured_in_the_outputs_steps(student, images):
+    assert settling(student, student, images) == Settling(0.0, 1.0, 360)
+    moved = keras.models.clone_model(student)
+    moved.set_weights(student.get_weights())
+    bias = moved.get_layer("logits").layer.bias
+    bias.assign(bias + 5 * student.get_layer("logits_out").step_size)
+    assert 4 <= settling(student, moved, images).steps <= 6
+
+
+def test_a_proof_that_falls_short_says_in_what(proofs):
+    worse = {**proofs, "int8": dataclasses.replace(proofs["int8"], float_tensors=["a", "b", "c", "d"], foreign_kernels=["k"])}
+    with pytest.raises(BadInput, match=r"int8 .*: 100.00% of the logits, .* 4 float tensors inside \(a, b, c, ...\), 1 untrained kernels \(k\)"):
+        program._check(worse, ("int8",))
 
 
 def test_the_codes_are_those_of_the_student(exported, student):
@@ -219,8 +255,9 @@ def test_each_requirement_sees_what_it_asks_for_and_nothing_else(proofs, what):
             seen.append(requirement)
     assert seen == expected
     if expected:
-        named = "; ".join(f"{name} ({program.REQUIREMENTS[name][0]})" for name in expected)
-        with pytest.raises(BadInput, match=re.escape(f"received less for {named}; nothing was written")):
+        named = "; ".join(re.escape(f"{name} ({program.REQUIREMENTS[name][0]})") + ": [^;]+" for name in expected)
+        met = " ".join(f"--require={name}" for name in DEFAULT if name not in expected)
+        with pytest.raises(BadInput, match=f"received less for {named}; nothing was written, give {met} if that will do$"):
             program._check(worse, DEFAULT)
 
 

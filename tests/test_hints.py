@@ -57,6 +57,12 @@ def state(model):
     return [value.tobytes() for value in model.get_weights()]
 
 
+@pytest.mark.parametrize("pairs", [{"a": "b"}, ["ab"], [("a", "b", "c")]])
+def test_what_are_no_pairs_is_refused(pairs):
+    with pytest.raises(BadInput, match="hints: expected pairs .*, received"):
+        Distiller(student=net(1, 2), teacher=net(2, 3), hints=pairs)
+
+
 def test_a_layer_that_is_called_twice_gives_no_hint_and_one_of_another_model_that_of_this_one():
     shared, x, other = keras.layers.Dense(4, name="shared"), keras.Input((6,)), keras.Input((6,))
     shared(other)  # its first call is of no model here
@@ -81,7 +87,7 @@ def test_the_loss_is_numpys_and_adds_to_the_others(loss):
     expected = sum(numpy_loss(loss, *sides) for sides in zip(mine, theirs, model.hints.projectors, strict=True))
     history = train(model, sample_weight=weights)
     added = history["loss"][0] - 0.5 * history["hard_loss"][0] - 0.5 * history["soft_loss"][0]
-    assert added == pytest.approx(0.25 * (expected * weights).mean(), rel=1e-4)
+    assert added == pytest.approx(0.25 * (expected * weights).mean(), rel=1e-4) == history["hint_loss"][0]
     np.testing.assert_allclose(model.hints(*[[tf.constant(f, tf.float32) for f in side] for side in (mine, theirs)]).shape, [8])
 
 

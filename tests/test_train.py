@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from conftest import SMALL_RUN, run_program, start
+from PIL import Image
 
-from kerakd import train, training
+from kerakd import evaluate, train, training
 from kerakd.config import Config
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
@@ -121,6 +122,29 @@ def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_p
     status, out, err = run_program("kerakd.train", *slow_epochs, f"--workdir={tmp_path / 'stopped'}", "--resume")
     assert status == 0, out + err
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def test_a_run_does_not_go_on_with_other_images(here, tmp_path):
+    for part, count in (("train", 8), ("test", 4)):
+        for name in ("cat", "dog"):
+            for number in range(count):
+                path = tmp_path / "images" / part / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (255 * (name == "cat"), 20 * number, 0)).save(path)
+    flags = f"--dataset=folder:{tmp_path / 'images'}", "--image_size=8", "--student=resnet8", "--student_width=0.25", "--batch_size=8", "--phase=alone:1"
+    status, out, err = here(train.main, *flags, f"--workdir={tmp_path / 'run'}", "--start=scratch")
+    assert status == 0, out + err
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert RunDirectory(tmp_path / "run").data()["classes"] == ["cat", "dog"]
+    for part in ("train", "test"):
+        (tmp_path / "images" / part / "cat").rename(tmp_path / "images" / part / "zcat")
+    for program, arguments in (
+        (train.main, [*flags, f"--workdir={tmp_path / 'run'}", "--start=scratch", "--resume"]),
+        (evaluate.main, [f"--run={tmp_path / 'run'}"]),
+    ):
+        status, _, err = here(program, *arguments)
+        assert status == 2 and "zcat" in err and len(err.splitlines()) == 1, err
+    assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -73,6 +73,11 @@ def version(paths):
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
+def order(root, paths):
+    """Hexadecimal digits that change where a split has another image, or one at another place; a copy of the folder has the same."""
+    return hashlib.sha256("\n".join(path.relative_to(pathlib.Path(root).expanduser()).as_posix() for path in paths).encode()).hexdigest()[:16]
+
+
 def rows(paths, labels):
     """A tf.data.Dataset of {"path", "label": int64, "index": int64}, in this order, which `read` makes examples of."""
     columns = {"path": [str(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
@@ -94,4 +99,4 @@ def _read(path):
                 raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it or take it away") from error
+        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it or take it away, then --resume goes on") from error

@@ -34,6 +34,7 @@ class Split:
     count: how many. classes: how many labels there are, 0 for images without. shape: (h, w, c), None where images differ in size.
     names: of the classes, where they are known.
     version: of the dataset, or of the files' names, sizes and times: what is remembered of its images is of this one.
+    order: likewise, but the same for a copy of the files: which image is which.
     rows, read: where images are files, a tf.data.Dataset of what `read` makes examples of: so names are shuffled and not images.
     """
 
@@ -44,6 +45,7 @@ class Split:
     shape: tuple
     names: tuple = ()
     version: str = ""
+    order: str = ""
     rows: tf.data.Dataset | None = None
     read: object = None
 
@@ -60,7 +62,7 @@ class Split:
         """(height, width, channels) of a view: `size` squared, or the stored size for 0. Raises: BadInput where images have none."""
         height, width, channels = self.shape
         if not size and not (height and width):
-            raise BadInput(f"image_size: expected a size, as the images of {self.name} differ in size, received 0; give --image_size=224 or so")
+            raise BadInput(f"image_size: expected a size, as images of {self.name} may differ in size, received 0; give --image_size=224, or the network's own")
         return (size or height, size or width, channels or 3)
 
 
@@ -79,7 +81,7 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
         names, found = folder.find(name.removeprefix(FOLDER))
         if synthetic:
             return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
-        return tuple(_folder(f"{name} {part}", folder.rows(*images), len(images[0]), tuple(names), folder.version(images[0])) for part, images in found.items())
+        return tuple(_folder(name, part, *images, tuple(names)) for part, images in found.items())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or not {"image", "label"} <= set(features) or not hasattr(features["label"], "num_classes"):
@@ -91,9 +93,11 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     return tuple(_split(builder, name, split, names, shape) for split in SPLITS.get(name, ("train", "test")))
 
 
-def _folder(name, rows, count, names, version):
+def _folder(name, part, paths, labels, names):
+    rows = folder.rows(paths, labels)
     examples = rows.map(folder.read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return Split(name, examples, count, len(names), (None, None, 3), names, version, rows, folder.read)
+    known = folder.version(paths), folder.order(name.removeprefix(FOLDER), paths)
+    return Split(f"{name} {part}", examples, len(paths), len(names), (None, None, 3), names, *known, rows, folder.read)
 
 
 def _synthetic_pair(name, shape, names, image_size):
@@ -171,7 +175,7 @@ def _split(builder, name, split, names, shape):
     examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if names else -1, "index": index})
     if math.prod(side or 512 for side in shape) * count < KEPT:
         examples = _in_memory(examples, shape)
-    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version))
+    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version), str(builder.version))
 
 
 def _in_memory(examples, shape):

@@ -18,6 +18,8 @@ NUMPY = {"INT8": np.int8, "UINT8": np.uint8, "INT32": np.int32, "INT64": np.int6
 
 def read(data):
     """The file as a schema ModelT. Raises: BadInput for what is not a whole TFLite file."""
+    if not isinstance(data, (bytes, bytearray, memoryview)):
+        raise BadInput(f"file: expected the bytes of a TFLite file, received {type(data).__name__}; give pathlib.Path(path).read_bytes()")
     if len(data) < 8 or data[4:8] != b"TFL3":
         raise BadInput(f"file: expected a TFLite flatbuffer, received {len(data)} bytes without its mark TFL3; is it a .tflite file, and whole?")
     try:
@@ -76,6 +78,8 @@ def as_input(images, tensor):
 
     Raises: BadInput for images of another shape or type, or none.
     """
+    if hasattr(images, "element_spec"):
+        raise BadInput("images: expected an array [n, ...], received a dataset; give a batch of it: images, labels = next(iter(dataset))")
     images, shape, kind = np.asarray(images), tuple(map(int, tensor.shape[1:])), TYPES[tensor.type]
     if images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
         raise BadInput(f"images: expected at least one of shape {shape}, as the file takes them, received an array of shape {images.shape}")

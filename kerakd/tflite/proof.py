@@ -26,7 +26,7 @@ class Proof:
     foreign_kernels: kernels of layers that the scheme leaves float, which the converter rounded to 8 bits of its own choice: nobody trained their codes.
     not_delegated: operators that XNNPACK did not take.
     container: "int8" or "int4", what was found in the file.
-    moved_steps: the largest move of a logit from the float32 student to the snapped copy, in steps.
+    moved_steps: the largest move of a logit from the float32 student that was given to the snapped copy, in steps.
     moved_top1: images on which the float32 student and the snapped copy name the same class.
     dead_channels: channels whose multiplier is beyond integers, now constants.
     emulated_equal: logits of the file equal to what NumPy computes by its runtime's arithmetic (`emulate`); None where an operator is not modelled.
@@ -84,11 +84,33 @@ class Proof:
         return "\n".join([f"tensors inside, {self.layer_images} images", *(f"  {layer}" for layer in self.layers)])
 
 
+@dataclasses.dataclass(frozen=True)
+class Settling:
+    """How far `settle` moved a student. steps: the largest move of a logit, in steps of the output's grid. top1: the share of images, of
+    which there were `images`, whose class it kept.
+    """
+
+    steps: float
+    top1: float
+    images: int
+
+    def __str__(self):
+        return f"the trained student's logits are moved by at most {self.steps:.1f} steps, top-1 kept on {self.top1:.2%} of {self.images} images"
+
+
+def settling(trained, settled, images):
+    """The Settling of a student as training left it and its copy from `settle`, on images [n, ...] as they take them. Raises: BadInput as `to_tflite`."""
+    before, after = (reference.logits(model, images) for model in (trained, settled))
+    step = _output_step(settled, fold(settled))
+    return Settling(float(np.abs(before - after).max() / step), float(np.mean(before.argmax(-1) == after.argmax(-1))), len(images))
+
+
 def verify(model, data, images):
     """Compares a file with the student: what it holds, and what it computes on real images.
 
     The reference is `snap(model)`, the Keras copy with biases and steps rounded as integers need it, in float64; how far
-    that rounding moved the float32 student is part of the proof.
+    that rounding moved the float32 student is part of the proof. Of a student from `settle` little is left to move: `settling` says
+    how far that moved what was trained.
 
     Args:
         model: the student that `data` was made from.
