@@ -103,11 +103,17 @@ def table(runs):
         gain = known.get(run.name)
         base = gain.base if gain else run
         alone = _accuracy(base.alone and mean_of(base.alone)) + (f" of {base.name}" if base is not run else "")
-        cells = [short(run.config.phase), run.config.weights, run.config.activations, alone, _accuracy(run.taught and mean_of(run.taught))]
+        phases = short(tuple(f"{mode}:{epochs}" for mode, epochs in run.config.phases()))  # as --max_epochs left them
+        cells = [phases, run.config.weights, run.config.activations, alone, _accuracy(run.taught and mean_of(run.taught))]
         spread = f" ± {gain.spread:.4f}" if gain and gain.spread is not None else ""
         lines.append((run.name, *cells, f"{gain.mean:+.4f}{spread}" if gain else "-", _accuracy(run.teacher)))
     columns = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(map(str.ljust, line, columns)).rstrip() for line in lines)
+    told = "\n".join("  ".join(map(str.ljust, line, columns)).rstrip() for line in lines)
+    return told if len({run.tested_on for run in runs}) == 1 else told + "\n" + _apart(runs)
+
+
+def _apart(runs):
+    return "not to be compared, as they are tested on different images: " + ", ".join(f"{run.name} on {run.tested_on}" for run in runs)
 
 
 def _accuracy(value):

@@ -39,6 +39,10 @@ class Run:
         return tuple(mode for mode, _ in self.config.phases())
 
     @property
+    def tested_on(self):
+        return self.config.dataset + " (synthetic)" * self.config.synthetic
+
+    @property
     def scheme(self):
         """What papers call its phases: the scheme of a single one, else its modes."""
         return SCHEMES.get(self.modes[0], self.modes[0]) if len(self.modes) == 1 else " + ".join(self.modes)

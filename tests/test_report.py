@@ -175,6 +175,15 @@ def test_the_student_alone_is_the_most_similar_of_the_others(tmp_path):
     assert "0.4000 of near" in report.table([a, far, near]).splitlines()[1]
 
 
+def test_runs_on_other_images_are_said_not_to_be_compared_and_epochs_are_those_trained(tmp_path):
+    digits, mnist = run(tmp_path, "one"), run(tmp_path, "two", dataset="mnist")
+    noise = run(tmp_path, "three", synthetic=True, phase=("joint:9",), max_epochs=2)
+    assert "joint:2" in report.table([noise]) and "joint:9" not in report.table([noise])
+    assert "tested on" not in report.table([digits])
+    said = "tested on different images: one on digits, two on mnist, three on digits (synthetic)"
+    assert report.table([digits, mnist, noise]).splitlines()[-1].endswith(said)
+
+
 @pytest.mark.parametrize(
     "other",
     [WIDE, {"student_width": 0.5}, {"dataset": "cifar10"}, {"phase": ("joint:3",)}, {"float_epochs": 2, "start": "float"}],
