@@ -80,6 +80,7 @@ class Export:
     """One run on its way out: its flags, its test images, its networks."""
 
     def __init__(self, options):
+        self.options = options
         self.directory = RunDirectory(options.run)
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
@@ -135,6 +136,7 @@ class Export:
                 "ideal_bytes": ideal_bytes(student),
                 "proofs": proofs,
                 "settled": Settling(**self.directory.settled()[name]) if name in self.directory.settled() else None,
+                "file": _outputs(self.options)["int8"].name,
                 "classes": list(self.classes),
                 "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1]},
                 "census": {container: flatfile.census(file) for container, file in files.items()},

@@ -21,6 +21,7 @@ _HOME = {
     "quantize_scope": "wrapper",
     "Distiller": "distiller",
     "settle": "tflite",
+    "settling": "tflite",
     "to_tflite": "tflite",
     "lint": "tflite",
     "unpack": "tflite",

@@ -45,7 +45,9 @@ def check_apart(teacher, student):
     learned = {variable.ref() for variable in student.trainable_variables}
     shared = [variable.name for variable in teacher.variables if variable.ref() in learned]
     if shared:
-        raise BadInput(f"teacher: expected a network of its own, received one that shares {shared[0]!r} with the student; give keras.models.clone_model of it")
+        raise BadInput(
+            f"teacher: expected a network of its own, received one that shares {shared[0]!r} with the student; give a copy: clone_model, then set_weights"
+        )
 
 
 def check_logits(model, argument):

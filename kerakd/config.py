@@ -103,9 +103,12 @@ class Config:
         self.hints()
         self.scheme()
 
-    def warmup_share(self):
-        """The warm-up as a share of its schedule, that of all phases, or with --restart of the first, whatever --max_epochs leaves of them."""
-        return self.warmup_epochs / (self.asked()[0] if self.restart else sum(self.asked()))
+    def warmup(self, steps):
+        """Steps of warm-up of an optimizer whose phases have these: the share that was asked of all epochs, whatever --max_epochs leaves of
+        them, and with --restart no more of the first phase than was asked of that.
+        """
+        asked = round(self.warmup_epochs / sum(self.asked()) * sum(steps))
+        return min(asked, round(self.warmup_epochs / self.asked()[0] * steps[0])) if self.restart else asked
 
     def asked(self):
         """The epochs of each phase, as given."""

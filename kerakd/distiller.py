@@ -149,14 +149,15 @@ class Distiller(keras.Model):
 
     def save_weights(self, filepath, *args, **kwargs):
         """As `keras.Model.save_weights`: networks, hints' projectors, optimizers, what is watched and frozen. Raises: BadInput for a path in .h5."""
-        _check_path(filepath)
+        _check_path(filepath, *args, **kwargs)
         super().save_weights(filepath, *args, **kwargs)
 
     def load_weights(self, filepath, *args, **kwargs):
         """As `keras.Model.load_weights`, into a Distiller of the same networks that was compiled likewise. Raises: BadInput as `save_weights`."""
         _check_path(filepath)
         if self.compiled:  # for what is read to have a place
-            self._build_optimizers()
+            with self.distribute_strategy.scope():
+                self._build_optimizers()
         return super().load_weights(filepath, *args, **kwargs)
 
     @property
@@ -191,7 +192,7 @@ class Distiller(keras.Model):
         Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
         """
         for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
-            if type(given).__module__.split(".")[0] == "keras":
+            if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
                 raise BadInput(f"compile: expected optimizers, losses and metrics of tf_keras (Keras 2), received {type(given).__name__} of Keras 3")
         others = [one for one in (weight_interval_optimizer, activation_interval_optimizer) if one is not None]
         if any(getattr(one, "use_ema", False) for one in (optimizer, teacher_optimizer, *others)) and (self.teachers or others):
@@ -234,15 +235,16 @@ class Distiller(keras.Model):
         Raises: BadInput for networks without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
             is not finite, before it changes any trained weight (not under jit_compile: XLA leaves such checks out).
         """
-        self._check(y)
+        self._check(y, training=True)
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
         with explained(self.student.output_shape[-1]):
             return super().fit(x, y, *args, **kwargs)
 
-    def _check(self, y):
+    def _check(self, y, training=False):
         """Raises BadInput for networks without calibrated intervals, labels outside the classes."""
-        for who, network in [("student", self.student), *(("teacher", teacher) for teacher in self.teachers)]:
+        asked = self.teachers if training and self.mode.teacher else []
+        for who, network in [("student", self.student), *(("teacher", teacher) for teacher in asked)]:
             missing = uncalibrated(network)
             if missing:
                 raise BadInput(f"{who}: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate({who}, images) first")
@@ -412,9 +414,12 @@ class _Terms:
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
 
 
-def _check_path(filepath):
-    if str(filepath).endswith(".h5") and not str(filepath).endswith(".weights.h5"):
+def _check_path(filepath, overwrite=True, save_format=None, **_):
+    older = str(filepath).endswith((".h5", ".hdf5", ".keras")) or save_format in ("h5", "hdf5", "keras")
+    if older and not str(filepath).endswith(".weights.h5"):
         raise BadInput(f"filepath: expected NAME.weights.h5, or a path without .h5, received {filepath}; Keras's older format knows no optimizers")
+    if str(filepath).endswith(".weights.h5") and _replicas() > 1:
+        raise BadInput(f"filepath: expected a path without .h5 under a strategy of several replicas, received {filepath}; Keras can't write it there")
 
 
 def _replicas():

@@ -198,6 +198,9 @@ def _found(options):
     same = not options.dataset or options.dataset == config.dataset
     folders = all(name.startswith(data.FOLDER) for name in (config.dataset, options.dataset or config.dataset))
     expected = directory.data().get("classes") if folders else None
+    trained = pathlib.Path(config.dataset.removeprefix(data.FOLDER)).expanduser()
+    if folders and expected is None and trained.is_dir():  # a run of before they were kept
+        expected = data.folder.find(trained)[0]
     return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same, expected
 
 
@@ -205,7 +208,7 @@ def check_classes(expected, split):
     """Raises BadInput where a run was trained on classes of other names (None: not known), as labels are numbers in the names' order."""
     apart = sorted(set(expected) ^ set(split.names)) if expected is not None else []
     if apart:
-        raise BadInput(f"--dataset: expected the class folders on which the run was trained, received others in {split.name} ({', '.join(apart)}); rename them")
+        raise BadInput(f"dataset: expected the class folders on which the run was trained, received others in {split.name} ({', '.join(apart)}); rename them")
 
 
 def _loaded(path, values):

@@ -117,8 +117,9 @@ class Keep(keras.callbacks.Callback):
         self.began = self.place[1]
         if epoch == first and batch:
             with self.keeping.devices.strategy.scope():
-                for name, variable in self._metrics().items():
-                    variable.assign(values[name])
+                metrics = self._metrics()
+                for name in metrics.keys() & values.keys():  # a checkpoint of before may know fewer
+                    metrics[name].assign(values[name])
 
     def _metrics(self):
         return {f"{metric.name} {k}": variable for metric in self.model.metrics for k, variable in enumerate(metric.variables)}

@@ -28,16 +28,18 @@ class Networks:
     def __init__(self, config, directory, images, shape):
         self.config, self.directory, self.images, self.shape = config, directory, images, shape
 
-    def build(self, name, width, fresh=False, size=0):
-        """The float network of a name or a file, for the dataset's images and classes; a file's has its weights, unless it is to be fresh."""
+    def build(self, name, width, fresh=False, size=0, flag="--image_size={}"):
+        """The float network of a name or a file, for the dataset's images and classes; a file's has its weights, unless it is to be fresh.
+
+        flag: what would set the size of its images.
+        """
         shape = (size, size, self.shape[2]) if size else self.shape
         if not is_file(name):
             return models.build(name, shape, self.images.classes, width / self.config.shrink, shallow=self.config.shrink > 1)
         model = load_model(name)
         expected, received = (shape, self.images.classes), (tuple(model.input_shape[1:]), model.output_shape[-1])
         if received != expected:
-            side, same_classes = received[0][0], received[1] == expected[1]
-            remedy = "build it for one size" if None in received[0] else f"give --image_size={side}" if same_classes and side != shape[0] else "take another"
+            remedy = _remedy(received, expected, flag)
             raise BadInput(
                 f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}; {remedy}"
             )
@@ -91,7 +93,7 @@ class Networks:
 
     def teacher(self, one):
         """A float teacher of the configuration's `Teacher`, fresh or its file's."""
-        return self.build(one.network, self.config.teacher_width, size=one.size)
+        return self.build(one.network, self.config.teacher_width, size=one.size, flag=f"--teacher={one.network},size={{}}")
 
     def teachers(self):
         """The trained teachers on views in -1..1, or a fresh one where it learns from scratch beside the student."""
@@ -111,6 +113,16 @@ class Networks:
             if is_file(one.network):
                 found.append((teacher_name(k), lambda k=k: self.teachers()[k], one.size))
         return found
+
+
+def _remedy(received, expected, flag):
+    """What would have a file's network, which takes `received`, (shape, classes), take `expected`."""
+    (*sides, channels), classes = received
+    if None in sides:
+        return "build it for one size"
+    if len(sides) == 2 and sides[0] == sides[1] and (channels, classes) == (expected[0][2], expected[1]):
+        return f"give {flag.format(sides[0])}"
+    return "take another network, or other data"
 
 
 def _takes_pixels(model):

@@ -51,7 +51,7 @@ class Watch(keras.layers.Layer):
     def __init__(self, student, held=True):
         super().__init__(name="watch", trainable=False)  # a layer, so that Keras saves its states
         check(student, held)
-        self.watched = kernels(student)
+        object.__setattr__(self, "watched", kernels(student))  # past Keras's tracking: they are the student's
         self.states = [self._state(*kernel) for kernel in self.watched]
 
     @staticmethod

@@ -42,8 +42,11 @@ class Panel:
         """What each teacher sees, of a dict of views. Raises: BadInput for images of another size than a teacher takes."""
         views = x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
         for teacher, view in zip(self.teachers, views, strict=True):
-            if is_functional(teacher) and len(teacher.inputs) == 1 and not teacher.inputs[0].shape[1:].is_compatible_with(view.shape[1:]):
-                expected, received = tuple(teacher.inputs[0].shape[1:]), tuple(view.shape[1:])
+            if not is_functional(teacher) or len(teacher.inputs) != 1 or not hasattr(view, "shape"):
+                continue  # what it takes is for Keras to find out
+            expected, received = teacher.inputs[0].shape[1:], tf.TensorShape(view.shape)[1:]
+            if expected.rank == received.rank and not expected.is_compatible_with(received):
+                expected, received = tuple(expected), tuple(received)
                 raise BadInput(
                     f"teacher: expected images {expected}, which it takes, received {received}; give batches of {{'student': images, 'teachers': [its images]}}"
                 )

@@ -39,7 +39,7 @@ class RunDirectory:
     """A run directory.
 
     flags.cfg       the configuration, to run it again
-    data.json       what it is trained and tested on: {"classes": names, "train", "test": which images}
+    data.json       what it is trained and tested on: {"classes": names, "train", "test", "transfer": which images}
     metrics.jsonl   one line per stage and epoch; the same for the same flags
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates

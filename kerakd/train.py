@@ -74,6 +74,7 @@ def main():
         claimed = keeping.devices.largest(1)
         if not chief:  # the run that the chief has begun or goes on with
             directory.check(config.text(), resume=True, overwrite=False)
+            directory.check_data(training.data())
         print(table(training.run(), config.taught()))
     except Stopped as stopped:
         print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)

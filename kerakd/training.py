@@ -47,7 +47,7 @@ class Training:
 
     def data(self):
         """What the run is trained and tested on, as its directory keeps it."""
-        parts = {"train": self.train, "test": self.test}
+        parts = {"train": self.train, "test": self.test, **({"transfer": self.lessons.transfer} if self.config.transfer_dataset else {})}
         return {"classes": list(self.train.names), **{part: f"{split.name}, {split.count} images, {split.order}" for part, split in parts.items()}}
 
     def check_devices(self):
@@ -63,8 +63,7 @@ class Training:
         """For the phases of a stage; --restart lets each begin anew."""
         c = self.config
         steps = self.steps(phases)
-        warmup = round(c.warmup_share() * (steps[0] if c.restart else sum(steps)))
-        return optimizers.build(c.optimizer, rate, steps if c.restart else sum(steps), variables, warmup, c.weight_decay, c.clip_norm, c.schedule)
+        return optimizers.build(c.optimizer, rate, steps if c.restart else sum(steps), variables, c.warmup(steps), c.weight_decay, c.clip_norm, c.schedule)
 
     def steps(self, phases):
         """How many each phase has."""
@@ -162,13 +161,13 @@ class Training:
         if stage.quantized and self.config.exports():
             try:
                 settled = settle(student)
-                images, _ = data.arrays(self.tests(stage.size), SETTLED_ON)
-                moved = settling(student, settled, images)
-                print(f"{stage.title}: as integers have it, {moved}")
-                self.directory.keep_settled(stage.name, dataclasses.asdict(moved))
-                return settled
             except BadInput as error:
                 print(f"kerakd: {stage.title}: kept as trained, though export.tflite will refuse it: {error}", file=sys.stderr)
+                return student
+            moved = settling(student, settled, data.arrays(self.tests(stage.size), SETTLED_ON)[0])
+            print(f"{stage.title}: as integers have it, {moved}")
+            self.directory.keep_settled(stage.name, dataclasses.asdict(moved))
+            return settled
         return student
 
     def distiller(self, stage, student, teachers):

@@ -24,6 +24,22 @@ def test_a_flag_file_gives_the_same_configuration(tmp_path):
     assert again == made
 
 
+@pytest.mark.parametrize(
+    "restart, steps, expected",
+    [
+        (False, [200, 1000, 800], 100),
+        (True, [200, 1000, 800], 100),
+        (True, [1000], 50),  # a teacher that learns in one of the phases
+        (True, [2000], 100),  # the student alone, as long in all
+        (True, [100, 100, 100], 15),  # with --max_epochs=1
+        (True, [2, 100, 100], 1),  # no more of the first phase than was asked of it
+    ],
+)
+def test_the_warm_up_is_the_share_that_was_asked(restart, steps, expected):
+    made = Config(**{**TAUGHT, "phase": ("alone:2", "co_study:10", "trained_teacher:8")}, warmup_epochs=1.0, restart=restart)
+    assert made.warmup(steps) == expected
+
+
 def test_every_flag_of_views_and_teachers_survives_its_file(tmp_path):
     made = Config(
         **{**MATCHED, "teacher": ("a.keras,size=8,weight=0.5", "b.h5,values=imagenet"), "teacher_epochs": 0},

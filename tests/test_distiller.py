@@ -305,11 +305,30 @@ def test_what_is_of_keras_3_is_named(what):
         Distiller(student=net(1), teacher=net(2)).compile(**{what: theirs})
 
 
-def test_kerass_older_format_is_refused(tmp_path):
+@pytest.mark.parametrize("name", ["x.h5", "x.hdf5", "x.keras"])
+def test_kerass_older_format_is_refused(tmp_path, name):
     model = taught()
     for of_weights in (model.save_weights, model.load_weights):
-        with pytest.raises(BadInput, match="filepath: expected NAME.weights.h5, or a path without .h5, received .*x.h5"):
-            of_weights(tmp_path / "x.h5")
+        with pytest.raises(BadInput, match=f"filepath: expected NAME.weights.h5, or a path without .h5, received .*{name}"):
+            of_weights(tmp_path / name)
+    with pytest.raises(BadInput, match="filepath: "):
+        model.save_weights(tmp_path / "x", save_format="h5")
+
+
+@pytest.mark.parametrize("x", [{"images": X}, [X]], ids=["dict", "list"])
+def test_batches_as_keras_takes_them_train(x):
+    student, teacher = (keras.Model(one := keras.Input((6,), name="images"), net(seed)(one)) for seed in (1, 2))
+    history = taught(student=student, teacher=teacher).fit(x, Y, batch_size=16, verbose=0).history
+    for name, values in train(taught(student=net(1), teacher=net(2))).items():
+        assert history[name] == pytest.approx(values, rel=1e-5), name
+
+
+def test_an_unasked_teacher_may_be_uncalibrated():
+    teacher = scheme.quantize(net(2), scheme.Scheme(Interval(8), Interval(8)))
+    model = taught(teacher=teacher)
+    model.evaluate(X, Y, verbose=0)
+    model.enter("alone")
+    train(model)
 
 
 def test_a_teacher_without_intervals_is_named():

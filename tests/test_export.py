@@ -118,7 +118,7 @@ def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, ima
     directory, _, _ = exported
     text, made = (directory / "student.md").read_text(), json.loads((directory / "student.json").read_text())
     assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1]}
-    assert "logits; the class is the largest, in this order: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9" in text
+    assert "logits; the class is the largest: 0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(directory)
     known = {"image": np.rint((images[0] + 1) * 127.5)}

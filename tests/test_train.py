@@ -124,6 +124,17 @@ def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_p
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
+def test_a_full_disk_at_the_word_of_settling_is_an_error_and_no_unsettled_student(nets, data_dir, tmp_path, monkeypatch):
+    settings = {"dataset": "digits", "data_dir": str(data_dir), "student": str(nets / "student.keras"), "phase": ("alone:1",), "batch_size": 479}
+    directory = RunDirectory(tmp_path / "run")
+    config = Config(**settings, learning_rate=0.01)
+    directory.claim(config.text(), resume=False, overwrite=False)
+    monkeypatch.setattr(directory, "keep_settled", lambda *_: (_ for _ in ()).throw(BadInput("full")))
+    with pytest.raises(BadInput, match="^full$"):
+        training.Training(config, directory).run()
+    assert not directory.has_model("taught_0")
+
+
 def test_a_run_does_not_go_on_with_other_images(here, tmp_path):
     for part, count in (("train", 8), ("test", 4)):
         for name in ("cat", "dog"):
@@ -135,7 +146,8 @@ def test_a_run_does_not_go_on_with_other_images(here, tmp_path):
     status, out, err = here(train.main, *flags, f"--workdir={tmp_path / 'run'}", "--start=scratch")
     assert status == 0, out + err
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
-    assert RunDirectory(tmp_path / "run").data()["classes"] == ["cat", "dog"]
+    kept = RunDirectory(tmp_path / "run").data()
+    assert kept["classes"] == ["cat", "dog"] and kept["train"].startswith(f"folder:{tmp_path / 'images'} train, 16 images, ")
     for part in ("train", "test"):
         (tmp_path / "images" / part / "cat").rename(tmp_path / "images" / part / "zcat")
     for program, arguments in (

@@ -99,4 +99,4 @@ def _read(path):
                 raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it or take it away, then --resume goes on") from error
+        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it, or take it away and begin another run") from error

@@ -20,7 +20,8 @@ def load(path, keras3):
     except Exception as error:  # a file can be broken in any way
         raise BadInput(
             f"model: expected a .keras or .h5 file that Keras 3 can load, received {str(path)!r} ({reason(error)}); "
-            "save the model with Keras 3 as .keras (an .h5 file cannot hold operations such as x + y), without custom layers"
+            "save the model with Keras 3 as .keras (an .h5 file cannot hold operations such as x + y), without custom layers; "
+            "a subclassed model has no layer graph, write it as keras.Model(inputs, outputs)"
         ) from error
     raise BadInput(f"model: expected a file of Keras 3, received {str(path)!r} of Keras {version}; it needs nothing but tf_keras.models.load_model")
 
