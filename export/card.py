@@ -22,7 +22,7 @@ def versions():
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _use(card):
+def _use(card, file):
     """How the int8 file is called, for who has nothing but it."""
     shape, (low, high) = card["input"]["shape"], card["input"]["range"]
     names = card["classes"]
@@ -35,7 +35,7 @@ def _use(card):
         "```python",
         "from ai_edge_litert.interpreter import Interpreter",
         "",
-        f'interpreter = Interpreter("{card["file"]}")',
+        f'interpreter = Interpreter("{file}")',
         "interpreter.allocate_tensors()",
         'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], (image[None] / 127.5 - 1).astype("float32"))',
         "interpreter.invoke()",
@@ -54,8 +54,8 @@ def as_json(card):
     return json.dumps({**card, "proofs": proofs, "settled": settled}, indent=1) + "\n"
 
 
-def as_markdown(card):
-    """The card for a reader."""
+def as_markdown(card, file):
+    """The card for a reader, beside the int8 file of that name."""
     lines = [
         f"# {card['run']}",
         "",
@@ -63,7 +63,7 @@ def as_markdown(card):
         card["config"].strip(),
         "```",
         "",
-        *_use(card),
+        *_use(card, file),
         "| network | test accuracy | bytes | zipped | ms an image |",
         "|---|---|---|---|---|",
     ]

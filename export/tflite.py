@@ -80,7 +80,6 @@ class Export:
     """One run on its way out: its flags, its test images, its networks."""
 
     def __init__(self, options):
-        self.options = options
         self.directory = RunDirectory(options.run)
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
@@ -136,7 +135,6 @@ class Export:
                 "ideal_bytes": ideal_bytes(student),
                 "proofs": proofs,
                 "settled": Settling(**self.directory.settled()[name]) if name in self.directory.settled() else None,
-                "file": _outputs(self.options)["int8"].name,
                 "classes": list(self.classes),
                 "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1]},
                 "census": {container: flatfile.census(file) for container, file in files.items()},
@@ -217,7 +215,7 @@ def main():
     if made["settled"]:
         print(f"settling\n  before the proof {made['settled']}")
     _check(made["proofs"], options.require)
-    contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made).encode()}
+    contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made, paths["int8"].name).encode()}
     if options.codes:
         contents["codes"] = _as_npz(kerakd.codes(student))
     for key, path in paths.items():

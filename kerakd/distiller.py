@@ -148,7 +148,7 @@ class Distiller(keras.Model):
         raise BadInput("save: expected a network, received a Distiller; take distiller.student.save, or save_weights to go on with the training")
 
     def save_weights(self, filepath, *args, **kwargs):
-        """As `keras.Model.save_weights`: networks, hints' projectors, optimizers, what is watched and frozen. Raises: BadInput for a path in .h5."""
+        """As `keras.Model.save_weights`: networks, hints' projectors, optimizers, what is watched and frozen. Raises: BadInput for Keras's older format."""
         _check_path(filepath, *args, **kwargs)
         super().save_weights(filepath, *args, **kwargs)
 

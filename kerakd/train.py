@@ -23,6 +23,18 @@ with quiet.native_chatter_off():
     from kerakd.training import Training
 
 
+FLAGS = (  # of this program, besides those of a Config: (name, default, help)
+    ("workdir", "", "the run directory, new or empty"),
+    ("resume", False, "go on with the run in --workdir"),
+    ("overwrite", False, "delete the run in --workdir and start anew"),
+    ("checkpoint_every", "10min", 'keep a checkpoint after so many steps, as "500", or so long, as "90s" or "10min"; each epoch\'s end is kept as well'),
+    ("checkpoints", 2, "how many checkpoints of the network under way are kept"),
+    ("distribute", "none", f"the devices that share each batch, one of {', '.join(DEVICES)}; multi_worker: those of the processes in TF_CONFIG"),
+    ("devices", 0, "with --distribute=mirrored, how many GPUs or parts of the CPU; 0: every GPU"),
+    ("tpu", "", "with --distribute=tpu, its name or address; local on a TPU VM"),
+)
+
+
 def table(results, taught):
     """The lines that end a run: test accuracy of each kind of network, students as mean over seeds."""
     rows = []
@@ -36,17 +48,7 @@ def table(results, taught):
 
 
 def main():
-    extra = (
-        ("workdir", "", "the run directory, new or empty"),
-        ("resume", False, "go on with the run in --workdir"),
-        ("overwrite", False, "delete the run in --workdir and start anew"),
-        ("checkpoint_every", "10min", 'keep a checkpoint after so many steps, as "500", or so long, as "90s" or "10min"; each epoch\'s end is kept as well'),
-        ("checkpoints", 2, "how many checkpoints of the network under way are kept"),
-        ("distribute", "none", f"the devices that share each batch, one of {', '.join(DEVICES)}; multi_worker: those of the processes in TF_CONFIG"),
-        ("devices", 0, "with --distribute=mirrored, how many GPUs or parts of the CPU; 0: every GPU"),
-        ("tpu", "", "with --distribute=tpu, its name or address; local on a TPU VM"),
-    )
-    config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=extra)
+    config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=FLAGS)
     if not where["workdir"]:
         raise BadInput("--workdir: expected a directory, received none; give --workdir=runs/NAME")
     if where["checkpoints"] < 1:

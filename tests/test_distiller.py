@@ -305,6 +305,22 @@ def test_what_is_of_keras_3_is_named(what):
         Distiller(student=net(1), teacher=net(2)).compile(**{what: theirs})
 
 
+def test_weights_are_loaded_into_the_strategy_of_the_networks_from_anywhere(tmp_path):
+    strategy = tf.distribute.OneDeviceStrategy("/cpu:0")
+
+    def made():
+        with strategy.scope():
+            return taught("alone", net(1), teacher=None, optimizer=keras.optimizers.Adam(0.01))
+
+    first, again = made(), made()
+    train(first)
+    first.save_weights(tmp_path / "weights")
+    scopes, build = [], again._build_optimizers
+    object.__setattr__(again, "_build_optimizers", lambda: scopes.append(tf.distribute.get_strategy()) or build())
+    again.load_weights(tmp_path / "weights")
+    assert scopes == [strategy]
+
+
 @pytest.mark.parametrize("name", ["x.h5", "x.hdf5", "x.keras"])
 def test_kerass_older_format_is_refused(tmp_path, name):
     model = taught()

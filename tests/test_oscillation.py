@@ -149,3 +149,10 @@ def test_kernels_that_do_not_stay_on_a_code_are_refused(argument):
     distiller = kerakd.Distiller(student=student(kerakd.DoReFa(3)), mode="alone")
     with pytest.raises(BadInput, match="expected kernels that stay at a code"):
         distiller.compile("sgd", **argument)
+
+
+def test_a_watch_owns_its_states_alone():
+    made = student(kerakd.Interval(4))
+    watch = oscillation.Watch(made)
+    assert len(watch.weights) == 5 * len(watch.watched) and not watch.trainable_weights
+    assert not {variable.ref() for variable in watch.weights} & {variable.ref() for variable in made.weights}

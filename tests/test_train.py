@@ -13,7 +13,7 @@ import tf_keras as keras
 from conftest import SMALL_RUN, run_program, start
 from PIL import Image
 
-from kerakd import evaluate, train, training
+from kerakd import evaluate, networks, train, training
 from kerakd.config import Config
 from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
@@ -308,6 +308,21 @@ def test_images_of_another_dataset_teach_without_labels(nets, trained, tmp_path)
     (row,) = RunDirectory(tmp_path / "run").metrics()
     assert row["hard_loss"] == 0 and row["loss"] == pytest.approx(row["soft_loss"], rel=1e-5) and row["soft_loss"] > 0
     assert "accuracy" not in row and row["val_accuracy"] == RunDirectory(tmp_path / "run").results()["taught_0"]
+
+
+@pytest.mark.parametrize(
+    ("received", "remedy"),
+    [
+        (((16, 16, 3), 10), "give --teacher=FILE,size=16"),
+        (((None, None, 3), 10), "build it for one size"),
+        (((16, 16, 1), 10), "take another network, or other data"),
+        (((16, 12, 3), 10), "take another network, or other data"),
+        (((16, 16, 3), 5), "take another network, or other data"),
+        (((64,), 10), "take another network, or other data"),
+    ],
+)
+def test_what_would_make_a_files_network_fit_is_said(received, remedy):
+    assert networks._remedy(received, ((8, 8, 3), 10), "--teacher=FILE,size={}") == remedy
 
 
 @pytest.mark.parametrize(
