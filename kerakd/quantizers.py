@@ -28,6 +28,25 @@ def _check_float(x, who):
         raise BadInput(f"{who}: expected a float tensor, received {dtype.name}; cast the images to float32 first")
 
 
+def _once_calibrated(x, variables):
+    """x, if its intervals are numbers; in a graph they are asked when it runs, and only those that were none while it was traced."""
+    for interval in variables.values():
+        if not isinstance(interval, tf.Variable):
+            continue
+        with tf.init_scope():
+            unset = tf.executing_eagerly() and bool(tf.reduce_any(tf.math.is_nan(interval)))
+        if unset:
+            message = (
+                f"{interval.name}: expected an interval, received NaN; call kerakd.calibrate(student, images) first, "
+                "or, if that was done, train at a smaller learning rate"
+            )
+            if tf.executing_eagerly():
+                raise BadInput(message)
+            with tf.control_dependencies([tf.debugging.Assert(tf.math.reduce_all(tf.math.is_finite(interval)), [message])]):
+                x = tf.identity(x)
+    return x
+
+
 def _channels(shape):
     return () if shape is None else (int(shape[-1]),)
 
@@ -85,7 +104,7 @@ class GridQuantizer(Quantizer):
         wanted = getattr(inputs, "_cast_dtype", inputs.dtype)  # under mixed precision, what the layer computes in
         with enable_auto_cast_variables(None):  # grids are computed in float32 then, of float32 kernels and intervals
             x = tf.convert_to_tensor(inputs)
-            x = x if self.takes_half else tf.cast(x, arithmetic(x))
+            x = _once_calibrated(x if self.takes_half else tf.cast(x, arithmetic(x)), weights or {})
             return tf.cast(self.quantize(x, weights, **kwargs), wanted)
 
     def get_config(self):

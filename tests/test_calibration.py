@@ -7,7 +7,7 @@ import tf_keras as keras
 
 from kerakd.calibration import RULES, calibrate
 from kerakd.errors import BadInput
-from kerakd.quantizers import Interval
+from kerakd.quantizers import Interval, Pact, Ternary
 from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import QuantizedActivation
 
@@ -43,6 +43,23 @@ def test_the_interval_of_a_sparse_tensor_holds_its_few_values(rule):
     x = np.zeros((1000, 8), np.float32)
     x[0, 0] = 120.0  # fewer than one value in a thousand
     assert calibrated(x, rule) == pytest.approx(120.0, rel=0.02)
+
+
+@pytest.mark.parametrize("quantizer", [Interval(4), Pact(4)], ids=repr)
+@pytest.mark.parametrize("eager", [False, True])
+def test_keras_trains_no_student_that_nobody_calibrated_and_the_same_one_once_it_is(quantizer, eager):
+    keras.utils.set_random_seed(0)
+    student = quantize(keras.Sequential([L.Input((4,)), L.Dense(8, "relu"), L.Dense(2)]), Scheme(Ternary(learned=True), quantizer, None, None))
+    student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), run_eagerly=eager)
+    images, labels = VECTORS[:, [0, 1, 2, 0]], np.arange(32) % 2
+    before = student.get_weights()
+    message = r"activation_interval.*expected an interval, received NaN; call kerakd.calibrate\(student, images\) first"
+    for run in (student.fit, student.evaluate):
+        with pytest.raises(BadInput if eager else tf.errors.InvalidArgumentError, match=message):
+            run(images, labels, verbose=0)
+    assert all(map(np.array_equal, before, student.get_weights(), [True] * len(before)))
+    calibrate(student, images)
+    assert np.isfinite(student.fit(images, labels, verbose=0).history["loss"]).all() and np.isfinite(student.evaluate(images, labels, verbose=0))
 
 
 def normed(x, **kwargs):
