@@ -50,6 +50,17 @@ def check_apart(teacher, student):
         )
 
 
+def check_classifier(model, argument):
+    """Raises BadInput for what is no functional model of images [n, h, w, c] -> logits [n, C]."""
+    check_functional(model, argument)
+    shapes = [tuple(value.shape) for value in model.inputs], [tuple(value.shape) for value in model.outputs]
+    named = isinstance(model.input_shape, dict) or isinstance(model.output_shape, dict)
+    if named or [[len(shape) for shape in side] for side in shapes] != [[4], [2]]:
+        told = " and ".join(", ".join(map(str, side)) for side in shapes)
+        raise BadInput(f"{argument}: expected one input [n, height, width, channels] and one output [n, classes], received {told}; make a model of those two")
+    check_logits(model, argument)
+
+
 def check_logits(model, argument):
     """Raises BadInput if an output of the model comes out of a softmax or a sigmoid: losses and files here are of logits."""
     for call in graph.calls(model):

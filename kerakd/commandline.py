@@ -1,6 +1,7 @@
 """What every program here shares: flags from the fields of a dataclass, files that it may write, and how it ends."""
 
 import dataclasses
+import errno
 import pathlib
 import re
 import sys
@@ -10,6 +11,9 @@ import tensorflow as tf
 from absl import flags
 
 from kerakd.errors import BadInput
+from kerakd.files import aside_of
+
+UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def flag(default, help, choices=None, file=False):
@@ -21,7 +25,10 @@ def flag(default, help, choices=None, file=False):
 
 
 def check_new(name, path, suffixes, overwrite):
-    """A file that a program may write. Raises: BadInput for another suffix, a folder that is not there, a file that is and may not be replaced."""
+    """A file that a program may write.
+
+    Raises: BadInput for another suffix, a folder that is not there or can't be written, a file that is there and may not be replaced.
+    """
     received, path = path, pathlib.Path(path)
     if path.suffix not in suffixes or path.is_dir():
         raise BadInput(f"--{name}: expected a {' or '.join(suffixes)} file, received {received!r}; give --{name}=NAME{suffixes[0]}")
@@ -29,6 +36,11 @@ def check_new(name, path, suffixes, overwrite):
         raise BadInput(f"--{name}: expected a folder that exists, received {path.parent}; make it first")
     if path.exists() and not overwrite:
         raise BadInput(f"--{name}: expected a new file, received {received}, which exists; give --overwrite to replace it, or another --{name}")
+    try:  # before there is anything to lose
+        aside_of(path).touch()
+        aside_of(path).unlink()
+    except OSError as error:
+        raise BadInput(f"--{name}: expected a folder that can be written, received {path.parent} ({error.strerror}); take another") from error
 
 
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
@@ -87,6 +99,8 @@ def parse(argv, cls, extra=()):
         rest = values([argv[0], *_last_said(argv[1:], repeated, values)])[1:]
     except flags.Error as error:
         raise BadInput(f"{error}; --help lists the flags") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"--flagfile: expected a text file, one flag a line, received one that is no text ({error.reason})") from error
     if values.help:
         print(f"usage: {argv[0]} [--flagfile=FILE] [flags]\n\n{values.get_help()}")
         sys.exit(0)
@@ -98,11 +112,16 @@ def parse(argv, cls, extra=()):
 
 
 def program(main):
-    """Runs main() -> None as a program: a BadInput is one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Runs main() -> None as a program: a BadInput, or a disk that is full, is one line on stderr and exit status 2, Ctrl-C exit status 130."""
     try:
         main()
     except BadInput as error:
         print(f"kerakd: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNWRITTEN:
+            raise
+        print(f"kerakd: {error.filename or 'disk'}: expected a place to write to, received an error ({error.strerror}); make room", file=sys.stderr)
         sys.exit(2)
     except tf.errors.OpError as error:
         found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read

@@ -107,8 +107,8 @@ class Config:
         """Steps of warm-up of an optimizer whose phases have these: the share that was asked of all epochs, whatever --max_epochs leaves of
         them, and with --restart no more of the first phase than was asked of that.
         """
-        asked = round(self.warmup_epochs / sum(self.asked()) * sum(steps))
-        return min(asked, round(self.warmup_epochs / self.asked()[0] * steps[0])) if self.restart else asked
+        asked = min(round(self.warmup_epochs / sum(self.asked()) * sum(steps)), sum(steps) - 1)
+        return min(asked, round(self.warmup_epochs / self.asked()[0] * steps[0]), steps[0] - 1) if self.restart else asked
 
     def asked(self):
         """The epochs of each phase, as given."""
@@ -116,7 +116,7 @@ class Config:
 
     def teachers(self):
         """[Teacher], their sizes shrunk."""
-        return [dataclasses.replace(one, size=one.size // self.shrink) for one in map(Teacher.parse, self.teacher)]
+        return [dataclasses.replace(one, size=self._shrunk(one.size)) for one in map(Teacher.parse, self.teacher)]
 
     def files(self):
         """{flag: path} of the files and folders that a run reads."""
@@ -127,7 +127,10 @@ class Config:
 
     def size(self):
         """Height and width that the student sees, shrunk; 0: as stored."""
-        return self.image_size // self.shrink
+        return self._shrunk(self.image_size)
+
+    def _shrunk(self, size):
+        return size and max(1, size // self.shrink)  # 0 says that there is none
 
     def largest(self):
         """The largest size that any network sees, which synthetic images have."""

@@ -1,6 +1,7 @@
 """What flags can't be, and what they can't be together: one function for each kind of reason."""
 
 import dataclasses
+import math
 
 from kerakd import augment, augmenters, models
 from kerakd.errors import BadInput
@@ -23,7 +24,7 @@ def _values(config):
         if choices and value not in choices and not (optional and value == "") and not (field.metadata["file"] and is_file(value)):
             also = ", or a .keras or .h5 file" if field.metadata["file"] else ""
             raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}{also}, received {value!r}")
-        if isinstance(value, (int, float)) and not value >= 0:
+        if isinstance(value, (int, float)) and not 0 <= value < math.inf:
             raise BadInput(f"--{field.name}: expected 0 or more, received {value}")
     for name in ("dataset", "student", "phase"):
         if not getattr(config, name):
@@ -42,6 +43,9 @@ def _values(config):
     ):
         if not getattr(config, name) > 0:
             raise BadInput(f"--{name}: expected more than 0, received {getattr(config, name)}")
+    for name, last in (("seed", config.seed + config.seeds - 1), ("view_seed", config.view_seed or 0)):
+        if last >= 2**32:
+            raise BadInput(f"--{name}: expected seeds below 2^32, as NumPy's are, received {last}")
     for who, files in (("student", is_file(config.student)), ("teacher", any(is_file(one.network) for one in config.teachers()))):
         if files and getattr(config, f"{who}_width") != 1:
             raise BadInput(f"--{who}_width: expected none beside a file, received {getattr(config, f'{who}_width')}; the file's network is as it is")
@@ -147,6 +151,7 @@ def _read(config):
         **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
         "ensemble": ("several teachers", len(config.teacher) > 1),
+        "ensemble_views": ("--view=fix/ic_ens", augment.view(config.view).ensemble),
         **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),
         **({"view": ("a phase with a teacher", config.taught())} if augment.view(config.view).teacher else {}),
     }

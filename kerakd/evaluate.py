@@ -14,13 +14,15 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
-    from kerakd import commandline, data
+    from kerakd import commandline, data, graph
     from kerakd import config as config_module
-    from kerakd.checks import check_logits
+    from kerakd.captions import caption
+    from kerakd.checks import check_classifier
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.files import write_aside
+    from kerakd.files import is_aside, write_aside
     from kerakd.modelfile import load_model
+    from kerakd.plan import takes_pixels
     from kerakd.rundir import RunDirectory
     from kerakd.teachers import VALUES, Teacher
     from kerakd.tflite import flatfile, runtime
@@ -39,8 +41,11 @@ def predictions(predictor, batches):
 
 
 def labels_of(batches):
-    """int64 [n]."""
-    return np.concatenate([np.asarray(labels) for _, labels in batches])
+    """int64 [n]. Raises: BadInput for labels below 0, by which datasets say that they keep them to themselves."""
+    found = np.concatenate([np.asarray(labels) for _, labels in batches])
+    if found.min(initial=0) < 0:
+        raise BadInput(f"dataset: expected labels of 0 and more, received {found.min()} in the images to test on; take a dataset whose test has labels")
+    return found
 
 
 def accuracy(predictor, batches):
@@ -122,7 +127,7 @@ def figure_of(counts, names, title):
     """
     from matplotlib.figure import Figure
 
-    classes = len(counts)
+    names, title, classes = [caption(name) for name in names], caption(title), len(counts)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 3 + 0.45 * min(classes, 20)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -190,7 +195,7 @@ def _found(options):
     results = directory.results()
     config = config_module.read(directory.path / "flags.cfg")
     order = list(results)
-    models = {path.stem: path for path in (directory.path / "models").glob("*.keras")}
+    models = {path.stem: path for path in (directory.path / "models").glob("*.keras") if not is_aside(path)}
     paths = {name: models[name] for name in sorted(models, key=lambda name: (order.index(name) if name in order else len(order), name))}
     for name in (name for name in order if name not in models):
         print(f"{name} is a file of its own: give it with --model and --values")
@@ -217,10 +222,15 @@ def _loaded(path, values):
         contents = path.read_bytes()
         if values != "-1..1":
             raise BadInput(f"--values: expected -1..1 beside a .tflite file, which is one network with its input as it was exported, received {values}")
-        graph = flatfile.read(contents).subgraphs[0]
-        return contents, tuple(int(side) for side in graph.tensors[graph.inputs[0]].shape[1:])
+        inside = flatfile.read(contents).subgraphs[0]
+        shapes = [[tuple(map(int, inside.tensors[index].shape)) for index in ends] for ends in (inside.inputs, inside.outputs)]
+        if [[len(shape) for shape in side] for side in shapes] != [[4], [2]]:
+            raise BadInput(f"{path}: expected one input [1, height, width, channels] and one output [1, classes], received {shapes[0]} and {shapes[1]}")
+        return contents, shapes[0][0][1:]
     model = load_model(path)
-    check_logits(model, str(path))
+    check_classifier(model, str(path))
+    if values == "-1..1" and takes_pixels(graph.calls(model)):
+        raise BadInput(f"--values: expected 0..255, as {path} begins with a rescaling of pixels, received {values}; give --values=0..255")
     return Teacher(str(path), values=values).prepared(model), tuple(model.input_shape[1:])
 
 

@@ -1,12 +1,36 @@
 """Files that are whole or as they were."""
 
+import json
 import os
 import pathlib
+
+from kerakd.errors import BadInput
 
 
 def write_aside(path, write):
     """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was."""
+    aside = aside_of(path)
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def aside_of(path):
+    """Where `write_aside` writes before it renames."""
     path = pathlib.Path(path)
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
-    write(aside)
-    os.replace(aside, path)
+    return path.with_name(f".{path.stem}.partial{path.suffix}")
+
+
+def is_aside(path):
+    """Whether it is what a process that was killed within `write_aside` has left."""
+    return path.name.startswith(".") and path.stem.endswith(".partial")
+
+
+def read_json(path, text=None):
+    """What a JSON file says, or one line of it. Raises: BadInput for a damaged one."""
+    try:
+        return json.loads(pathlib.Path(path).read_text() if text is None else text)
+    except (ValueError, OSError) as error:
+        raise BadInput(f"{path}: expected JSON as it was written, received something damaged ({error}); delete the file and make it again") from error

@@ -1,6 +1,8 @@
 """What a run's networks see: the views of each phase, and with frozen teachers what those say of them."""
 
 import json
+import zipfile
+import zlib
 
 import numpy as np
 
@@ -115,8 +117,12 @@ class Lessons:
 
     @staticmethod
     def _remembered(path, made_from):
-        with np.load(path, allow_pickle=False) as file:
-            differing = differences(json.loads(str(file["made_from"])), made_from)
-            if differing:
-                raise BadInput(f"--workdir: expected {path} of the same teachers and views, received one with {differing}; delete it, or begin another run")
-            return file["logits"]
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                said, logits = json.loads(str(file["made_from"])), file["logits"]
+        except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BadInput(f"--workdir: expected {path} as it was written, received something damaged ({error}); delete it, then --resume") from error
+        differing = differences(said, made_from)
+        if differing:
+            raise BadInput(f"--workdir: expected {path} of the same teachers and views, received one with {differing}; delete it, or begin another run")
+        return logits

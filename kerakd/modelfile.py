@@ -3,6 +3,7 @@
 import pathlib
 import zipfile
 
+import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
@@ -24,5 +25,7 @@ def load_model(path):
             return keras.models.load_model(path, compile=False, safe_mode=True)
     except BadInput:
         raise
-    except (ValueError, OSError, TypeError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({str(error).splitlines()[0][:200]})") from error
+    except (ValueError, OSError, TypeError, KeyError, RuntimeError, tf.errors.OpError, zipfile.BadZipFile) as error:
+        raise BadInput(
+            f"model: expected a tf_keras (Keras 2) model, received {path} ({(str(error).splitlines() or ['broken'])[0][:200]}); save it again"
+        ) from error

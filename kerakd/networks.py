@@ -8,7 +8,7 @@ import tf_keras as keras
 
 from kerakd import data, graph, models, oscillation
 from kerakd.calibration import calibrate
-from kerakd.checks import check_logits
+from kerakd.checks import check_classifier
 from kerakd.errors import BadInput
 from kerakd.hints import Hints
 from kerakd.modelfile import load_model
@@ -37,13 +37,13 @@ class Networks:
         if not is_file(name):
             return models.build(name, shape, self.images.classes, width / self.config.shrink, shallow=self.config.shrink > 1)
         model = load_model(name)
+        check_classifier(model, name)
         expected, received = (shape, self.images.classes), (tuple(model.input_shape[1:]), model.output_shape[-1])
         if received != expected:
             remedy = _remedy(received, expected, flag)
             raise BadInput(
                 f"{name}: expected images {expected[0]} and {expected[1]} classes, as the data have, received {received[0]} and {received[1]}; {remedy}"
             )
-        check_logits(model, name)
         return _fresh(model) if fresh else model
 
     def check(self):

@@ -3,12 +3,12 @@
 import base64
 import html
 import io
-import json
 import shlex
 
 import numpy as np
 import tensorflow as tf
 
+from kerakd.files import read_json
 from kerakd.sensitivity import figure_of as sensitivity_figure
 from kerakd.wrapper import QuantizedLayer
 
@@ -58,7 +58,7 @@ def sections_of(name, directory, curves):
         found.append((f"{name}: intervals over time", [text, intervals_figure(rows)]))
     path = directory.path / "sensitivity.json"
     if path.exists():
-        said = json.loads(path.read_text())
+        said = read_json(path)
         layers = {layer: {int(bits): judged for bits, judged in row.items() if bits != "weights"} for layer, row in said["layers"].items()}
         found.append((f"{name}: sensitivity", [sensitivity_figure(layers, said["accuracy"])]))
     else:

@@ -255,7 +255,7 @@ def _output_quantizer(call, at_the_end, scheme, kind):
     reader = call.sole_reader
     if isinstance(call.layer, TRANSPARENT) or (reader is not None and fuses(call, reader)):
         return None
-    if isinstance(call.layer, L.Concatenate) and all(_sources(value.call) for value in call.inputs):
+    if isinstance(call.layer, L.Concatenate):
         return None  # its operands are quantized together
     rule = _rule(scheme, call) or scheme
     if rule.activations is None:

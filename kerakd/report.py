@@ -21,6 +21,7 @@ with quiet.native_chatter_off():
     import numpy as np
 
     from kerakd import commandline, page
+    from kerakd.captions import caption
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.files import write_aside
@@ -150,13 +151,13 @@ def draw_errors(axes, runs):
     seeds = {len(run.errors) for run in runs}
     for run, colour, name in zip(runs, colours, labels(runs)):
         own = f" (mean of {len(run.errors)} seeds)" if len(seeds) > 1 and len(run.errors) > 1 else ""
-        _draw(axes, run.errors, name + own, colour)
+        _draw(axes, run.errors, caption(name + own), colour)
     users = collections.defaultdict(list)
     for run, colour in zip(runs, colours):
         if run.teacher is not None:
             users[100 * (1 - run.teacher)].append((run.name, colour))
     for error, own in users.items():
-        label = f"teacher of {', '.join(name for name, _ in own)}" if len(own) < len(runs) else "teacher"
+        label = caption(f"teacher of {', '.join(name for name, _ in own)}") if len(own) < len(runs) else "teacher"
         axes.axhline(error, color=COLOURS["teacher"] if len(own) > 1 else own[0][1], linestyle="--", linewidth=1.2, label=label)
     _epochs(axes)
     title = f"Test error, mean of {seeds.pop()} seeds" if len(seeds) == 1 and len(runs[0].errors) > 1 else "Test error"

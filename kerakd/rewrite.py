@@ -9,6 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
+from kerakd.kinds import TRANSPARENT
 from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
@@ -23,6 +24,7 @@ def simplify(model):
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6) become layers, where there is one.
     * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
+    * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 
     Args:
         model: a functional or built Sequential tf_keras model; it is not touched.
@@ -86,6 +88,10 @@ class _Copier:
         kept = [1, 1] if keepdims else []
         return self.new(L.Reshape, name if one_pixel else f"{name}_kept", [*kept, x.shape[-1]])(x) if one_pixel or kept else x
 
+    def concatenate(self, layer, tensors, name):
+        """`layer`, a Concatenate, on tensors of which none holds the model's input."""
+        return layer([self.new(L.Rescaling, f"{name}_line", 1.0)(x) if _holds_input(x) else x for x in tensors])
+
     def lower(self, y, name):
         """y [n, 1, length, C] as [n, length, C], and the way back."""
         x = self.new(L.Reshape, f"{name}_row", [-1, y.shape[-1]])(y)
@@ -114,6 +120,14 @@ class _Copier:
         if function is keras.activations.hard_sigmoid:
             return self.relu(self.rescale(x, f"{name}_line", 0.2, 0.5), name, 1.0)
         return None
+
+
+def _holds_input(x):
+    """Whether a tensor has values of a model's input, at most through layers that only pass values on."""
+    node = x.node
+    while isinstance(node.layer, TRANSPARENT):
+        node = node.keras_inputs[0].node
+    return isinstance(node.layer, L.InputLayer)
 
 
 def _plain(value):
@@ -180,6 +194,10 @@ def _pairs(copier, layer, args, kwargs):
     for operand in rest:
         first = copier.new(type(layer), layer.name)([first, operand])
     return first
+
+
+def _concatenation(copier, layer, args, kwargs):
+    return copier.concatenate(copier.clone(layer), args[0], layer.name)
 
 
 def _rescaling(copier, layer, args, kwargs):
@@ -250,7 +268,7 @@ def _concat(copier, name, values):
     if len(values) != 2 or not isinstance(values[0], (list, tuple)) or not all(hasattr(x, "_keras_history") for x in values[0]):
         return None
     tensors, axis = values
-    return copier.new(L.Concatenate, name)(list(tensors)) if axis in (-1, len(tensors[0].shape) - 1) else None
+    return copier.concatenate(copier.new(L.Concatenate, name), tensors, name) if axis in (-1, len(tensors[0].shape) - 1) else None
 
 
 def _reshape(copier, name, values):
@@ -294,6 +312,7 @@ _RULES = {
     L.Activation: _activation,
     L.ReLU: _relu,
     (L.Add, L.Multiply): _pairs,
+    L.Concatenate: _concatenation,
     L.Rescaling: _rescaling,
     L.Normalization: _normalization,
     L.GlobalAveragePooling2D: _global_average,

@@ -16,22 +16,15 @@ import tensorflow as tf
 
 from kerakd.devices import lost
 from kerakd.errors import BadInput
-from kerakd.files import write_aside
+from kerakd.files import is_aside, read_json, write_aside
 from kerakd.modelfile import load_model
 
 WRITTEN = (
-    "flags.cfg",
-    "*.jsonl",
-    "data.json",
-    "settled.json",
-    "results.json",
-    "curves.png",
-    "fixed_logits.*",
-    "models",
-    "checkpoints",
-    "tensorboard",
-    "student.*",
-)  # by a run, and its export
+    *("flags.cfg", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "results.json", "curves.png", "fixed_logits.npz"),
+    *("models/teacher*.keras", "models/float.keras", "models/alone_*.keras", "models/taught_*.keras", "checkpoints", "tensorboard"),
+)  # by a run
+EXPORTED = ("student.tflite", "student.int4.tflite", "student.json", "student.md")
+MEASURED = ("sensitivity.json",)  # of a run's networks, where its page looks for it
 LOCK = ".lock"  # held by the process that trains in a run directory
 
 
@@ -84,7 +77,7 @@ class RunDirectory:
             raise BadInput(
                 f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew"
             )
-        if self.path.is_dir() and any(path.name != LOCK for path in self.path.iterdir()) and not flags.exists():
+        if self.path.is_dir() and any(path.name != LOCK and not is_aside(path) for path in self.path.iterdir()) and not flags.exists():
             raise BadInput(
                 f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another"
             )
@@ -125,7 +118,7 @@ class RunDirectory:
             write_aside(path, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
 
     def _kept(self, name):
-        return json.loads((self.path / name).read_text()) if (self.path / name).exists() else {}
+        return read_json(self.path / name) if (self.path / name).exists() else {}
 
     def check_apart(self, files):
         """Raises BadInput if one of {flag: path}, which a run is to read, lies where --overwrite deletes."""
@@ -143,7 +136,7 @@ class RunDirectory:
         try:
             self.written.mkdir(parents=True, exist_ok=True)
             self._hold()
-            for old in (path for pattern in WRITTEN for path in self.written.glob(pattern)) if overwrite else ():
+            for old in (path for pattern in (*WRITTEN, *EXPORTED, *MEASURED) for path in self.written.glob(pattern)) if overwrite else ():
                 if old.is_dir() and not old.is_symlink():
                     shutil.rmtree(old)
                 else:
@@ -173,7 +166,7 @@ class RunDirectory:
     def _rows(self, name):
         path = self.path / name
         lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]  # a line without its end was cut off when the run was
+        return [read_json(path, line) for line in lines if line.endswith("\n")]  # a line without its end was cut off when the run was
 
     @contextlib.contextmanager
     def writing(self, name):
@@ -229,7 +222,7 @@ class RunDirectory:
             raise BadInput(
                 f"--{self.flag}: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume"
             )
-        return json.loads((self.path / "results.json").read_text())
+        return read_json(self.path / "results.json")
 
     def save_results(self, results):
         """Raises: BadInput if it can't be written."""

@@ -176,6 +176,7 @@ def main():
     trained = RunDirectory(options.trained, flag="trained").results() if options.trained else {}
     net = _float_net(directory, config)
     train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
+    evaluate.check_classes(directory.data().get("classes"), train)
     count = min(options.images, train.count)
     views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
     images, labels = next(views.take(1).as_numpy_iterator())

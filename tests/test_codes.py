@@ -78,7 +78,7 @@ def test_the_formula_gives_the_codes_of_the_file(case):
     data = kerakd.to_tflite(student)
     model = flatfile.read(data)
     tensors = model.subgraphs[0].tensors
-    found = {match.kernel.name: match.name for match in flatfile.matches(data, fold(student))}
+    found = {match.kernel.name: match.name for match in flatfile.matches(data, fold(student).linears)}
     operators = {found[kernel.name]: op for op, kernel, _ in flatfile.weighted(model)}
     assert operators.keys() == LAYERS.keys()
     ends = [index for op in operators.values() for index in (op.inputs[0], op.outputs[0])]

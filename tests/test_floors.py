@@ -10,9 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
-    {"errors", "files", "quiet", "chatter", "commandline", "devices"},
-    {"graph", "rewrite", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
-    {"wrapper", "calibration", "kinds", "plan", "scheme", "recast", "modes", "checks"},
+    {"errors", "files", "captions", "quiet", "chatter", "commandline", "devices"},
+    {"graph", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
+    {"wrapper", "calibration", "kinds", "rewrite", "plan", "scheme", "recast", "modes", "checks"},
     {"oscillation", "carry", "hints", "groups", "soft", "panel", "explain", "distiller"},
     {"config", "config_rules", "rundir", "modelfile", "cache", "teachers", "lessons", "tflite"},
     {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},

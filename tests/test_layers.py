@@ -64,7 +64,7 @@ def file(student):
 def changed(data, student, name):
     """The file with one weight code of the layer `name` taken to the other end of its range, in every one of its output channels but the last."""
     model = flatfile.read(data)
-    (match,) = (match for match in flatfile.matches(data, fold(student)) if match.name == name)
+    (match,) = (match for match in flatfile.matches(data, fold(student).linears) if match.name == name)
     kernel = next(kernel for _, kernel, _ in flatfile.weighted(model) if kernel.name == match.kernel.name)
     codes = flatfile.values(model, kernel).copy()
     first = codes.reshape(-1, codes.shape[-1])[0] if name == "depthwise" else codes.reshape(len(codes), -1)[:, 0]

@@ -1,7 +1,9 @@
 """A folder of class folders as examples: the images that a user has."""
 
 import hashlib
+import os
 import pathlib
+import sys
 import zlib
 
 import numpy as np
@@ -19,10 +21,10 @@ def find(root):
 
     Args:
         root: a folder with a folder for each class, whose images are split by a hash of their names, a tenth for the test; or one
-            with folders "train" and "test" (or "val", "validation"), each with the same class folders.
+            with folders "train" and "test" (or "val", "validation"), each with the same class folders. What begins with a dot is passed over.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
-    Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, splits of other classes,
-        a test without "train".
+    Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, a class without one to train on,
+        splits of other classes, a test without "train".
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -40,7 +42,7 @@ def find(root):
             raise BadInput(f"dataset: expected the same class folders in {root}/train and {root}/{tests[0]}, received others ({apart})")
         return names, {"train": train, "test": test}
     names, (paths, labels) = _classes(root)
-    tested = [zlib.crc32(str(path.relative_to(root)).encode()) % TENTH == 0 for path in paths]  # so that a new image moves no other
+    tested = [zlib.crc32(os.fsencode(path.relative_to(root))) % TENTH == 0 for path in paths]  # so that a new image moves no other
     found = {part: ([], []) for part in ("train", "test")}
     for path, label, test in zip(paths, labels, tested, strict=True):
         into = found["test" if test else "train"]
@@ -49,21 +51,33 @@ def find(root):
     for part, (paths, _) in found.items():
         if not paths:
             raise BadInput(f"dataset: expected images enough in {root} for a tenth to test on, received none for {part}; give it folders train and test")
+    for label, name in enumerate(names):
+        if label not in found["train"][1]:
+            raise BadInput(f"dataset: expected images enough of each class for a tenth to test on, received none of {name!r} to train on; add some")
+        if label not in found["test"][1]:
+            print(f"kerakd: no image of {name!r} is tested on; add some, or give {root} folders train and test", file=sys.stderr)
     return names, found
 
 
 def _classes(root):
     """(names of the class folders, (paths, classes)) of one split."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
     if len(folders) < 2:
         raise BadInput(f"dataset: expected a folder for each of two classes or more in {root}, received {len(folders)}")
-    paths, labels = [], []
+    paths, labels, others = [], [], []
     for label, folder in enumerate(folders):
-        images = sorted(path for path in folder.rglob("*") if path.suffix.lower() in KINDS and path.is_file())
+        if not folder.name.isprintable():
+            raise BadInput(f"dataset: expected names of classes in UTF-8, received {os.fsencode(folder.name)} in {root}; rename it")
+        files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
+        images = [path for path in files if path.suffix.lower() in KINDS]
+        others += [path for path in files if path.suffix.lower() not in KINDS]
         if not images:
             raise BadInput(f"dataset: expected images ({', '.join(KINDS)}) in {folder}, received none")
         paths += images
         labels += [label] * len(images)
+    if others:
+        named = os.fsencode(others[0].relative_to(root)).decode(errors="replace")
+        print(f"kerakd: files that are no images ({', '.join(KINDS)}) are passed over in {root}: {len(others)}, as {named}", file=sys.stderr)
     return [folder.name for folder in folders], (paths, labels)
 
 
@@ -75,17 +89,20 @@ def version(paths):
 
 def order(root, paths):
     """Hexadecimal digits that change where a split has another image, or one at another place; a copy of the folder has the same."""
-    return hashlib.sha256("\n".join(path.relative_to(pathlib.Path(root).expanduser()).as_posix() for path in paths).encode()).hexdigest()[:16]
+    return hashlib.sha256(b"\n".join(os.fsencode(path.relative_to(pathlib.Path(root).expanduser()).as_posix()) for path in paths)).hexdigest()[:16]
 
 
 def rows(paths, labels):
     """A tf.data.Dataset of {"path", "label": int64, "index": int64}, in this order, which `read` makes examples of."""
-    columns = {"path": [str(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
+    columns = {"path": [os.fsencode(path) for path in paths], "label": np.asarray(labels, np.int64), "index": np.arange(len(paths))}
     return tf.data.Dataset.from_tensor_slices(columns)
 
 
 def read(row):
-    """{"image": uint8 [h, w, 3], "label", "index"} of a row; a gray image gets three equal channels. An error names an image that can't be read."""
+    """{"image": uint8 [h, w, 3], "label", "index"} of a row; a gray image gets three equal channels, what is transparent is on white.
+
+    An error names an image that can't be read.
+    """
     image = tf.ensure_shape(tf.numpy_function(_read, [row["path"]], tf.uint8), [None, None, 3])
     return {"image": image, "label": row["label"], "index": row["index"]}
 
@@ -94,9 +111,14 @@ def _read(path):
     from PIL import Image
 
     try:
-        with Image.open(path.decode()) as image:
+        with Image.open(os.fsdecode(path)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             return np.asarray(image.convert("RGB"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"image: expected one that can be read, received {path.decode()} ({error}); mend it, or take it away and begin another run") from error
+        raise BadInput(
+            f"image: expected one that can be read, received {path.decode(errors='replace')} ({error}); mend it, or take it away and begin another run"
+        ) from error

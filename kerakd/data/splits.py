@@ -78,6 +78,8 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     Raises: BadInput for an unknown dataset, one that can't be downloaded, one without labels.
     """
     if name.startswith(FOLDER):
+        if name == FOLDER:
+            raise BadInput("dataset: expected a folder after folder:, received none; give folder:DIR")
         names, found = folder.find(name.removeprefix(FOLDER))
         if synthetic:
             return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
@@ -89,8 +91,24 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     names, shape = tuple(features["label"].names or map(str, range(features["label"].num_classes))), tuple(features["image"].shape)
     if synthetic:
         return _synthetic_pair(name, shape, names, image_size)
+    _parts(builder, name)
     _prepare(builder, name)
-    return tuple(_split(builder, name, split, names, shape) for split in SPLITS.get(name, ("train", "test")))
+    return tuple(_split(builder, name, split, names, shape) for split in _parts(builder, name))
+
+
+def _parts(builder, name):
+    """(training split, test split) of a dataset: TFDS's own train and test, or validation where it has no test, but for those of SPLITS.
+
+    Raises: BadInput for one that has neither; of some it is known only when they are there.
+    """
+    there = set(builder.info.splits)
+    parts = SPLITS.get(builder.name, ("train", "test" if "test" in there or "validation" not in there else "validation"))
+    missing = {part.partition("[")[0] for part in parts} - there
+    if there and missing:
+        raise BadInput(
+            f"dataset: expected splits train and test, or validation, received {name} with {', '.join(sorted(there))}; save its images in class folders"
+        )
+    return parts
 
 
 def _folder(name, part, paths, labels, names):
@@ -117,7 +135,7 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
     features = builder.info.features
     if features is None or "image" not in features:
         raise BadInput(f'transfer_dataset: expected one with a feature "image", received {name!r} with {list(features or [])}')
-    shape, part = tuple(features["image"].shape), SPLITS.get(name, ("train",))[0]
+    shape, part = tuple(features["image"].shape), SPLITS.get(builder.name, ("train",))[0]
     if synthetic:
         side = image_size or 256
         made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], ("",) * 10, tuple(given or side for given in shape[:2]) + (shape[2] or 3,), 7)
@@ -139,6 +157,8 @@ def _builder(name, data_dir):
         raise BadInput(
             f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog"
         ) from None
+    except (ValueError, AssertionError) as error:  # of a configuration or a version
+        raise BadInput(f"dataset: expected a configuration and a version that TFDS has, received {name!r} ({str(error).strip().splitlines()[0]})") from error
 
 
 def _prepare(builder, name):

@@ -41,7 +41,7 @@ def to_tflite(model, container="int8", io="float32"):
         raise BadInput(f"model: expected images of one size, received {tuple(model.inputs[0].shape[1:])}; build it with the size that it is to have")
     folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
-    wrong = [found.name for found in flatfile.matches(data, folded) if not found.equal]
+    wrong = [found.name for found in flatfile.matches(data, folded.linears) if not found.equal]
     if wrong:
         raise RuntimeError(f"the converter changed the codes, steps or bias of {', '.join(wrong)}; please report this model")
     return data if container == "int8" else flatfile.pack(data, {name: linear for name, linear in folded.linears.items() if linear.bits < 8})

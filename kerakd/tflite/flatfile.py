@@ -80,7 +80,11 @@ def as_input(images, tensor):
     """
     if hasattr(images, "element_spec"):
         raise BadInput("images: expected an array [n, ...], received a dataset; give a batch of it: images, labels = next(iter(dataset))")
-    images, shape, kind = np.asarray(images), tuple(map(int, tensor.shape[1:])), TYPES[tensor.type]
+    shape, kind = tuple(map(int, tensor.shape[1:])), TYPES[tensor.type]
+    try:
+        images = np.asarray(images)
+    except ValueError as error:
+        raise BadInput(f"images: expected at least one of shape {shape}, as the file takes them, received rows of several lengths ({error})") from error
     if images.ndim != len(shape) + 1 or images.shape[1:] != shape or not len(images):
         raise BadInput(f"images: expected at least one of shape {shape}, as the file takes them, received an array of shape {images.shape}")
     if images.dtype.kind not in "fiu" or not np.isfinite(images).all():
@@ -143,15 +147,15 @@ def _in_file_order(linear, op):
     return np.moveaxis(codes, -1, 0)
 
 
-def matches(data, folded):
-    """One Match for each Linear of `folded`: the operator of the same step per channel and most of its codes.
+def matches(data, linears):
+    """One Match for each Linear of a fold, {name: Linear}: the operator of the same step per channel and most of its codes.
 
     Steps are all but unique, so a layer finds its own operator; one that finds none has codes_equal 0.
     """
     model = read(data)
     free = list(weighted(model))
     found = []
-    for linear in folded.linears.values():
+    for linear in linears.values():
         scored = [(_compare(model, linear, *candidate), candidate) for candidate in free]
         scored = [(match, candidate) for match, candidate in scored if match is not None]
         if not scored:
@@ -198,7 +202,7 @@ def with_outputs(data, indices):
 def pack(data, linears):
     """The file with the codes of `linears` stored in their `bits`: same codes, same steps."""
     model = read(data)
-    bits = {match.kernel.name: linears[match.name].bits for match in matches(data, _Only(linears))}
+    bits = {match.kernel.name: linears[match.name].bits for match in matches(data, linears)}
     for operator, kernel, _ in list(weighted(model)):
         if kernel.name in bits:
             count = bits[kernel.name]
@@ -240,13 +244,10 @@ def _opcode(model, name):
     return len(model.operatorCodes) - 1
 
 
-_Only = collections.namedtuple("_Only", "linears")
-
-
 def unpack(data):
     """The fast container from the small one: codes of 4 and 2 bits stored in 8, everything else as it is.
 
-    Args: data: bytes of a TFLite file; one without such tensors comes back equal.
+    Args: data: bytes of a TFLite file; one without such tensors comes back with the same content.
     Raises: BadInput for what is not a TFLite file.
     """
     model = read(data)

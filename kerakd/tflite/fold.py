@@ -36,7 +36,7 @@ class Linear:
     name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
     steps: float64 [C]. bias: int64 [C]. low, high: the trained codes' range. headroom: what they are multiplied by.
-    x, y: Grids. dead: channels whose multiplier is too small for integers; their codes are 0. shape: of one example where it is
+    x, y: Grids. dead: channels whose multiplier is too small for integers, or bias too large; their codes are 0. shape: of one example where it is
     no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
 
@@ -56,7 +56,7 @@ class Linear:
 
     @property
     def unit(self):
-        """What one unit of the accumulator is worth in the output, [C] float64: exactly XNNPACK's multiplier times the output step's inverse."""
+        """What one unit of the accumulator is worth in the output, [C] float64: exactly XNNPACK's multiplier over the output step's inverse."""
         return arithmetic.multiplier(self.x.step, self.steps, self.y.step).astype(np.float64) / np.float64(np.float32(1) / np.float32(self.y.step))
 
     def layer(self, **changes):
@@ -164,7 +164,10 @@ def _check(model, calls):
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
     if not any(isinstance(layer, QuantizedLayer) for layer in model._flatten_layers()):
-        raise BadInput(f"model: expected a student made by kerakd.quantize, received {model.name!r} with no quantized layer")
+        raise BadInput(
+            f"model: expected a student made by kerakd.quantize with weights on grids, received {model.name!r} with no quantized kernel; "
+            "give the scheme weights, first or last"
+        )
 
 
 def _grid(layer):
@@ -172,7 +175,7 @@ def _grid(layer):
 
 
 def _linear(call, grids, folded, container, seen):
-    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same input, codes and steps."""
+    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same codes and steps."""
     layer, norm = call.layer, None
     if isinstance(layer, QuantizedLayer):
         reader = call.sole_reader
@@ -191,9 +194,12 @@ def _linear(call, grids, folded, container, seen):
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
     room = headroom(high, bits)
-    key = id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
+    weighted = isinstance(layer, QuantizedLayer)
+    key = None if weighted else id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
     again, seen[key] = seen[key], seen[key] + 1
-    if room > again:
+    if weighted:
+        step = step * (1 + again * 2.0**-15)  # by what `short` keeps: the converter would make one constant of two equal kernels, whatever their steps are
+    elif room > again:
         room -= again  # the converter would make one operation of two with the same codes and steps, whatever their biases are
     elif again and (codes == 127).all():  # of a rescaling
         codes, step = codes - again, step * 127 / (127 - again)
@@ -290,18 +296,24 @@ def _gain_and_bias(norm, before):
     return gain, (before - values["moving_mean"]) * gain + values.get("beta", 0.0)
 
 
+def _carried(units, unit):
+    """What the converter makes of biases of so many units, int64: beyond 2^23 not every number is exact in the float32 that carries them to it."""
+    return np.rint((units * unit).astype(np.float32) / unit).astype(np.int64)
+
+
 def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room, bits):
     """The Linear with its steps shortened and its bias on the accumulator's grid; channels beyond integers become constants."""
-    # XNNPACK takes multipliers from 2^-32, the converter kernel steps from about 4e-9; and a bias beyond 2^23 units is not
-    # exact in the float32 that carries it to the converter
-    reach = np.maximum(np.maximum(np.abs(bias) / 2**23, y.step * 2.0**-31), x.step * 2.0**-26)
+    # XNNPACK takes multipliers from 2^-32, the converter kernel steps from about 4e-9; an accumulator has 32 bits
+    reach = np.maximum(np.maximum(np.abs(bias) / 2**30, y.step * 2.0**-31), x.step * 2.0**-26)
     dead = np.flatnonzero(x.step * steps < reach)
     codes, steps = codes.copy(), steps.copy()
     codes.reshape(-1, len(steps))[:, dead] = 0
     steps[dead] = np.maximum(y.step / 256, reach[dead]) / x.step
     steps = short(steps)
-    units = np.rint(bias / (x.step * steps)).astype(np.int64)
-    values = (units * steps * x.step).astype(np.float32)
+    unit = x.step * steps
+    units = _carried(np.rint(bias / unit), unit)
+    values = (units * unit).astype(np.float32)
     if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
-        units[0] += 1  # the converter takes channel 0's step for every channel of a bias with one value
+        # the converter takes channel 0's step for every channel of a bias with one value
+        units[0] = max(units[0] + 1, _carried(np.nextafter(values[:1], np.float32(np.inf)) / unit[:1], unit[:1])[0])
     return Linear(name, template, codes, steps, units, low, high, room, x, y, [int(c) for c in dead], bits)

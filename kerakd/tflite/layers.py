@@ -39,7 +39,7 @@ def compare(snapped, folded, data, images):
     The file's tensors are made its outputs, so it is the runtime's own kernels that are looked at. What the copy makes of a tensor it
     makes of the file's values of the quantized tensors before it: a layer that rounds otherwise does not have those behind it
     counted too, and where none differs, the whole is equal. Of tensors with one grid and size, the one that agrees best on the
-    first image is taken.
+    first image is taken; of several that do, the first that is no other's.
 
     Args:
         snapped: `reference.snap(model, folded)`; its layers are called anew.
@@ -87,7 +87,7 @@ def _paired(snapped, folded, image, tensors, found):
         if layer.name not in folded.grids:
             return value
         grid = folded.grids[layer.name]
-        pair = _best(_codes(value, grid), grid, tensors, found)
+        pair = _best(_codes(value, grid), grid, tensors, found, pairs)
         names.append(layer.name)
         values.append(value)
         pairs.append(pair)
@@ -124,11 +124,11 @@ def _codes(values, grid):
     return np.rint(values.numpy().reshape(-1) / grid.step).astype(int) + grid.zero
 
 
-def _best(wanted, grid, tensors, found):
-    """Index of the tensor with this grid and size that holds most of the codes `wanted`, or None."""
+def _best(wanted, grid, tensors, found, taken):
+    """Index of the tensor with this grid and size that holds most of the codes `wanted`, one that is not `taken` before others, or None."""
     fitting = [
         k
         for k, tensor in enumerate(tensors)
         if found[k].size == wanted.size and tensor.quantization.zeroPoint[0] == grid.zero and np.isclose(tensor.quantization.scale[0], grid.step, rtol=1e-6)
     ]
-    return max(fitting, key=lambda k: np.mean(found[k].reshape(-1) == wanted), default=None)
+    return max(fitting, key=lambda k: (np.mean(found[k].reshape(-1) == wanted), k not in taken), default=None)

@@ -4,7 +4,6 @@ import collections
 import dataclasses
 
 import numpy as np
-import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
@@ -142,20 +141,7 @@ def _dead_channels(model, calls):
             yield Finding(call.layer.name, f"{dead} of {gamma.shape[0]} channels with a gamma of 0 become constants", "prune them")
 
 
-def _constant_kernels(model, calls):
-    """Two kernels of one same code each, which the converter merges."""
-    same = []
-    for call in calls:
-        for kernel, quantizer, variables in call.layer.kernels if isinstance(call.layer, QuantizedLayer) else []:
-            codes = quantizer.codes(tf.convert_to_tensor(kernel), variables).numpy()
-            if codes.size > 1 and (codes == codes.flat[0]).all():
-                same.append((call.layer.name, int(codes.flat[0])))
-    if len(same) > 1:
-        for name, code in same:
-            yield Finding(name, f"every weight has code {code}, and so has another kernel: the int4 container is refused", "train it, or take int8")
-
-
 RULES = (
     *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
-    *(_no_integers, _padded_averages, _dead_channels, _constant_kernels),
+    *(_no_integers, _padded_averages, _dead_channels),
 )

@@ -28,7 +28,7 @@ class Proof:
     container: "int8" or "int4", what was found in the file.
     moved_steps: the largest move of a logit from the float32 student that was given to the snapped copy, in steps.
     moved_top1: images on which the float32 student and the snapped copy name the same class.
-    dead_channels: channels whose multiplier is beyond integers, now constants.
+    dead_channels: channels whose multiplier or bias is beyond integers, or whose gamma is 0: constants in the file.
     emulated_equal: logits of the file equal to what NumPy computes by its runtime's arithmetic (`emulate`); None where an operator is not modelled.
     layers: a LayerProof for each quantized tensor, on the first layer_images images, in the order of the network: the file's values
         against what the copy makes of the file's own values before it, so that a difference counts where it arises.
@@ -53,8 +53,9 @@ class Proof:
 
     @property
     def exact(self):
-        """Whether every code, every logit and every top-1 is equal, no tensor is float and no kernel the converter's own."""
-        return self.codes_equal == self.logits_equal == self.top1_equal == 1 and not self.float_tensors and not self.foreign_kernels
+        """Whether every code, every logit, every top-1 and every tensor inside is equal, no tensor is float and no kernel the converter's own."""
+        equal = [self.codes_equal, self.logits_equal, self.top1_equal, *(layer.equal for layer in self.layers)]
+        return all(share == 1 for share in equal) and not self.float_tensors and not self.foreign_kernels
 
     def __str__(self):
         equal = round(self.logits_equal * self.logits)
@@ -66,7 +67,8 @@ class Proof:
             f"outside XNNPACK: {', '.join(sorted(set(self.not_delegated))) or 'nothing'}",
             "inside": self._inside(),
             "emulation": modelled,
-            "rounding": f"for integers moved the student's logits by at most {self.moved_steps:.1f} steps, top-1 kept on {self.moved_top1:.2%}",
+            "rounding": f"for integers moved the student's logits by at most {self.moved_steps:.1f} steps, top-1 kept on {self.moved_top1:.2%}"
+            + f"; channels that became constants: {self.dead_channels}" * (self.dead_channels > 0),
         }
         return "\n".join(f"{name:16} {text}" for name, text in lines.items())
 
@@ -99,7 +101,10 @@ class Settling:
 
 
 def settling(trained, settled, images):
-    """The Settling of a student as training left it and its copy from `settle`, on images [n, ...] as they take them. Raises: BadInput as `to_tflite`."""
+    """The Settling of a student as training left it and its copy from `settle`, on images [n, ...] as they take them. Raises: BadInput as `verify`."""
+    images, shape = np.asarray(images, np.float32), tuple(settled.inputs[0].shape[1:])
+    if images.shape[1:] != shape or not len(images):
+        raise BadInput(f"images: expected at least one of shape {shape}, as the student takes them, received an array of shape {images.shape}")
     before, after = (reference.logits(model, images) for model in (trained, settled))
     step = _output_step(settled, fold(settled))
     return Settling(float(np.abs(before - after).max() / step), float(np.mean(before.argmax(-1) == after.argmax(-1))), len(images))
@@ -123,6 +128,8 @@ def verify(model, data, images):
     images = np.asarray(images, np.float32)
     if images.shape[1:] != tuple(model.inputs[0].shape[1:]):
         raise BadInput(f"data: expected a file of this model, which takes {tuple(model.inputs[0].shape[1:])}, received one that takes {images.shape[1:]}")
+    if logits.shape[1:] != tuple(model.outputs[0].shape[1:]):
+        raise BadInput(f"data: expected a file of this model, which answers {tuple(model.outputs[0].shape[1:])}, received one of {logits.shape[1:]}")
     folded, found = _closest_fold(model, data)
     snapped = reference.snap(model, folded)
     expected = reference.logits(snapped, images)
@@ -162,7 +169,7 @@ def _closest_fold(model, data):
     tried = []
     for container in ("int8", "int4"):
         folded = fold(model, container)
-        found = flatfile.matches(data, folded)
+        found = flatfile.matches(data, folded.linears)
         tried.append((sum(m.equal for m in found), folded, found))
         if all(m.equal for m in found):
             break

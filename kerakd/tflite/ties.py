@@ -4,8 +4,10 @@ import numpy as np
 import tf_keras as keras
 
 from kerakd.kinds import is_relu, is_sigmoid
+from kerakd.quantizers import Sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import short
+from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
 
@@ -17,8 +19,20 @@ def _source(call):
     return call
 
 
+def _is_alone(value, reader):
+    """Whether the grid of a tensor is that of no other, read by no other call, and free."""
+    call = value.call
+    while call.sole_reader is reader and not isinstance(call.layer, L.Concatenate):
+        if isinstance(call.layer, QuantizedActivation):
+            return call.once and not isinstance(call.layer.quantizer, Sigmoid)
+        reader, call = call, call.inputs[0].call
+    return False
+
+
 def avoid_ties(made, grid, grids):
     """Moves grid.step by up to 0.2 % until XNNPACK computes the codes of additions, products and means as the real numbers round.
+
+    An operand that an addition alone reads, and that is too fine for it, gets a step of a thousandth of the sum's.
 
     made: the calls whose outputs are on the grid, several where they meet in a concatenation.
     """
@@ -30,8 +44,10 @@ def avoid_ties(made, grid, grids):
         if call is None or type(call.layer) not in _AGREE or None in operands or len(operands) > 2:
             continue
         if isinstance(call.layer, L.Add):
-            for operand in operands:  # XNNPACK adds operands of at least 2^-10 of the output's step; finer ones move no output anyway
-                operand.step = max(operand.step, float(short(grid.step / 1000)))
+            for operand, value in zip(operands, call.inputs, strict=True):
+                # XNNPACK adds operands of at least 2^-10 of the output's step. What is finer moves no sum anyway; where others read it too, it stays
+                if _is_alone(value, call):
+                    operand.step = max(operand.step, float(short(grid.step / 1000)))
         checked.append((_AGREE[type(call.layer)], call, operands))
     step = grid.step
     for k in range(400 if checked else 0):  # 0, +, -, ++, --, ...
