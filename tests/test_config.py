@@ -33,6 +33,7 @@ def test_a_flag_file_gives_the_same_configuration(tmp_path):
         (True, [2000], 100),  # the student alone, as long in all
         (True, [100, 100, 100], 15),  # with --max_epochs=1
         (True, [2, 100, 100], 1),  # no more of the first phase than was asked of it
+        (False, [1], 0),  # something is left to come down in
     ],
 )
 def test_the_warm_up_is_the_share_that_was_asked(restart, steps, expected):
@@ -231,6 +232,10 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"teacher_cache": "c"}, "--teacher_cache: expected phases with a frozen teacher for 'c', received alone:3"),
         ({**TAUGHT, "teacher_cache": "c", "view": "fix/ic_ens"}, "--teacher_cache: expected no fixed view and no --hint beside it"),
         ({**TAUGHT, "teacher_cache": "c", "hint": ("a=b",)}, "--teacher_cache: expected no fixed view and no --hint beside it"),
+        ({"seed": 2**32 - 2, "seeds": 3}, "--seed: expected seeds below 2.32, as NumPy's are, received 4294967296"),
+        ({"view_seed": 2**32}, "--view_seed: expected seeds below 2.32"),
+        ({"student_width": float("inf")}, "--student_width: expected 0 or more, received inf"),
+        ({**TAUGHT, "ensemble_views": 5}, "--ensemble_views: expected --view=fix/ic_ens beside it, received 5"),
     ],
 )
 def test_bad_values_are_refused(change, message):
@@ -245,8 +250,14 @@ def test_bad_values_are_refused(change, message):
         (["--batch_size=three"], "three"),
         (["stray"], "arguments: expected flags as --name=value, received 'stray'"),
         (["--flagfile=/nowhere/x.cfg"], "nowhere"),
+        (["--flagfile=BINARY"], "--flagfile: expected a text file, one flag a line, received one that is no text"),
     ],
 )
-def test_bad_command_lines_are_refused(arguments, message):
+def test_bad_command_lines_are_refused(tmp_path, arguments, message):
+    (tmp_path / "x.cfg").write_bytes(bytes(range(256)))
     with pytest.raises(BadInput, match=message):
-        parse(["x", *arguments])
+        parse(["x", *[text.replace("BINARY", str(tmp_path / "x.cfg")) for text in arguments]])
+
+
+def test_what_is_shrunk_stays_a_size():
+    assert Config(**GOOD, image_size=7, shrink=8).size() == 1 and Config(**GOOD, shrink=8).size() == 0

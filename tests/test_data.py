@@ -8,6 +8,8 @@ import tensorflow as tf
 from sklearn.datasets import load_digits
 
 from kerakd import augment, data
+from kerakd.data import splits
+from kerakd.data.digits import Digits
 from kerakd.errors import BadInput
 
 
@@ -106,6 +108,39 @@ def test_a_dataset_that_is_not_there_and_has_no_host_says_how_to_get_it(tmp_path
     with pytest.raises(BadInput, match="expected cifar10 in .* or to download it, received an error .*--data_dir"):
         data.load("cifar10", str(tmp_path))
     assert not list(tmp_path.rglob("*.tfrecord*"))
+
+
+class Unsplit(Digits):
+    """The digits under another name, with the splits of `parts` alone."""
+
+    name, parts = "unsplit", ("train",)
+
+    def _split_generators(self, dl_manager):
+        made = super()._split_generators(dl_manager)
+        return dict(zip(self.parts, (made["train"], made["test"])))
+
+
+@pytest.mark.parametrize("parts, expected", [(("train", "validation"), 360), (("train",), None), (("rest", "some"), None)])
+def test_a_dataset_without_a_test_is_tested_on_its_validation_or_refused(tmp_path, monkeypatch, parts, expected):
+    monkeypatch.setattr(Unsplit, "parts", parts)
+    if expected:
+        assert [split.count for split in data.load("unsplit", str(tmp_path))] == [1437, expected]
+    else:
+        with pytest.raises(BadInput, match=f"expected splits train and test, or validation, received unsplit with {', '.join(parts)}; save its images"):
+            data.load("unsplit", str(tmp_path))
+
+
+def test_a_name_with_its_version_has_the_splits_of_the_name():
+    import tensorflow_datasets as tfds
+
+    builder = tfds.builder("oxford_iiit_pet:4.*.*", try_gcs=False)
+    assert splits._parts(builder, "oxford_iiit_pet:4.*.*") == ("train[:90%]", "test")
+
+
+@pytest.mark.parametrize("name", ["cifar10:9.9.9", "cifar10/bogus"])
+def test_a_version_or_configuration_that_there_is_not_is_refused(name):
+    with pytest.raises(BadInput, match=f"expected a configuration and a version that TFDS has, received '{name}'"):
+        data.load(name)
 
 
 def test_a_dataset_without_labels_is_refused():

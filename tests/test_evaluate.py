@@ -1,14 +1,18 @@
 """Scores, calibration and confusion of logits, agreement of a student with its teacher, against literal numbers; the program on models and files."""
 
+import io
 import json
+import re
 
 import matplotlib.image
 import numpy as np
 import pytest
+import tf_keras as keras
 from conftest import run_program
 from PIL import Image
 
 import kerakd
+from export.tflite import float_file
 from kerakd import data, evaluate
 from kerakd.errors import BadInput
 from kerakd.evaluate import agreement, calibration_error, confusion, figure_of, scores, worst
@@ -101,6 +105,46 @@ def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
     evaluate.check_classes(None, data.load(f"folder:{tmp_path / 'c'}")[1])  # a file alone says nothing of its classes
     with pytest.raises(BadInput, match="expected the class folders on which the run was trained, received others in folder:.*c test .Cat, cat."):
         evaluate.check_classes(trained, data.load(f"folder:{tmp_path / 'c'}")[1])
+
+
+def nets():
+    """{name: (network, what is said of it)}."""
+    image, vector = keras.Input((8, 8, 1)), keras.Input((64,))
+    logits = keras.layers.Dense(10)(keras.layers.Flatten()(image))
+    pixels = keras.layers.Dense(10)(keras.layers.Flatten()(keras.layers.Rescaling(1 / 127.5, -1.0)(image)))
+    return {
+        "pixels": (keras.Model(image, pixels), "--values: expected 0..255, as .* begins with a rescaling of pixels"),
+        "vectors": (keras.Model(vector, keras.layers.Dense(10)(vector)), "expected one input .n, height, width, channels. and one output"),
+        "two inputs": (keras.Model([image, vector], logits), "expected one input"),
+        "two outputs": (keras.Model(image, [logits, logits]), "one output .n, classes., received .*None, 10., .None, 10."),
+        "named": (keras.Model(image, {"a": logits}), "expected one input"),
+        "a map": (keras.Model(image, keras.layers.Conv2D(10, 3)(image)), "received .*None, 6, 6, 10"),
+    }
+
+
+@pytest.mark.parametrize("name", nets())
+def test_a_network_of_another_form_is_refused(refusal, tmp_path, name):
+    net, message = nets()[name]
+    net.save(tmp_path / "net.keras")
+    _, err = refusal(evaluate.main, f"--model={tmp_path / 'net.keras'}", "--dataset=digits")
+    assert re.search(message, err) and len(err.splitlines()) == 1
+
+
+def test_a_file_of_another_form_is_refused(refusal, tmp_path):
+    (tmp_path / "x.tflite").write_bytes(float_file(nets()["vectors"][0]))
+    _, err = refusal(evaluate.main, f"--model={tmp_path / 'x.tflite'}", "--dataset=digits")
+    assert "expected one input [1, height, width, channels] and one output [1, classes], received [(1, 64)] and [(1, 10)]" in err
+
+
+def test_labels_that_a_dataset_keeps_to_itself_are_no_errors_of_the_network():
+    with pytest.raises(BadInput, match="expected labels of 0 and more, received -1"):
+        evaluate.labels_of([(None, np.array([1, 2])), (None, np.array([-1]))])
+
+
+def test_dollars_and_underscores_of_names_are_shown():
+    figure = figure_of(np.eye(2, dtype=int), ["$5_$10", "_x"], "a$b$c")
+    figure.savefig(io.BytesIO())
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [r"\$5_\$10", " _x"]
 
 
 @pytest.mark.parametrize("classes", [3, 40])

@@ -1,5 +1,7 @@
 """A folder of class folders: its splits, its images as they are, what it refuses."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -101,6 +103,7 @@ def test_an_image_that_can_not_be_read_is_named(root):
         (lambda root: write(root / "only" / "x.png"), "two classes or more in .*, received 1"),
         (lambda root: (write(root / "a" / "x.png"), (root / "b").mkdir()), "expected images .* in .*b, received none"),
         (lambda root: [write(root / name / "x.png") for name in ("a", "b")], "images enough in .* for a tenth"),
+        (lambda root: [write(root / name / f"{k}.png") for name, count in (("a", 40), ("b", 1)) for k in range(41, 41 + count)], "none of 'b' to train on"),
         (lambda root: [write(root / p / "x.png") for p in ("train/a", "train/b", "test/a", "test/c")], r"same class folders in .* received others \(b, c\)"),
     ],
 )
@@ -115,3 +118,50 @@ def test_an_image_of_more_than_8_bits_is_refused(root):
     with pytest.raises(Exception, match=r"cat/00.png .its pixels have more than 8 bits"):
         for split in data.load(f"folder:{root}"):
             list(split.examples)
+
+
+def test_what_begins_with_a_dot_is_no_image_and_other_kinds_are_said(root, capsys):
+    before = data.load(f"folder:{root}")[0].count
+    assert "files that are no images (.jpg, .jpeg, .png, .bmp, .gif, .webp) are passed over in" in capsys.readouterr().err
+    (root / "cat" / "._00.png").write_bytes(b"no image")
+    write(root / "cat" / ".ipynb_checkpoints" / "00-checkpoint.png")
+    write(root / "__MACOSX" / "x.png")
+    (root / "Bär" / "photo.tif").write_bytes(b"no image")
+    train, _ = data.load(f"folder:{root}")
+    assert train.count == before and train.names == ("Bär", "cat") and ": 2, as Bär/photo.tif" in capsys.readouterr().err
+
+
+def test_a_class_that_is_not_tested_on_is_said(tmp_path, capsys):
+    for name, count in (("a", 40), ("b", 2)):
+        for k in range(count):
+            write(tmp_path / name / f"{k}.png")
+    labels = folder.find(tmp_path)[1]["test"][1]
+    assert set(labels) == {0} and "no image of 'b' is tested on" in capsys.readouterr().err
+
+
+def test_names_that_are_not_utf8_are_read(root):
+    write(root / "cat" / "plain.png", value=77)
+    os.rename(root / "cat" / "plain.png", os.fsencode(root / "cat") + b"/caf\xe9.png")
+    found = folder.find(root)[1]
+    paths = [path for part in found.values() for path in part[0]]
+    at = next(k for k, path in enumerate(paths) if b"caf" in os.fsencode(path))
+    image = next(iter(folder.rows(paths[at : at + 1], [0]).map(folder.read)))["image"]
+    assert image[0, 0, 0] == 77 and len(folder.order(root, paths)) == len(folder.version(paths)) == 16
+    os.rename(root / "cat", os.fsencode(root) + b"/caf\xe9")
+    with pytest.raises(BadInput, match="expected names of classes in UTF-8, received b'caf"):
+        folder.find(root)
+
+
+@pytest.mark.parametrize("mode, dark", [("RGBA", (0, 0, 0)), ("LA", (0,))])
+def test_what_is_transparent_is_white(root, mode, dark):
+    path = root / "cat" / "00.png"
+    image = Image.new(mode, (4, 2), (*dark, 0))
+    image.putpixel((1, 1), (*dark, 255))
+    image.save(path)
+    read = next(iter(folder.rows([path], [0]).map(folder.read)))["image"].numpy()
+    assert read[1, 1].tolist() == [0, 0, 0] and read.sum() == 255 * 3 * 7
+
+
+def test_no_folder_is_not_this_one():
+    with pytest.raises(BadInput, match="expected a folder after folder:, received none"):
+        data.load("folder:")

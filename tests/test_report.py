@@ -276,3 +276,11 @@ def test_nothing_is_written_of_runs_of_which_one_is_not_whole(tmp_path, monkeypa
     with pytest.raises(BadInput, match="complete run"):
         report.main()
     assert capsys.readouterr().out == "" and [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_runs_of_any_name_have_their_line_in_the_legend(tmp_path):
+    runs = [run(tmp_path, name, learning_rate=0.01 * k) for k, name in enumerate(("_try", "a$1$b"), 1)]
+    figure = report.figure_of_runs(runs)
+    figure.savefig(tmp_path / "x.png")
+    shown = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(shown) == 2 and shown[0].startswith(" _try") and shown[1].startswith(r"a\$1\$b")

@@ -234,3 +234,54 @@ def test_a_missing_or_foreign_model_file_is_refused(tmp_path, claimed):
         load_model(tmp_path / "x.keras")
     with pytest.raises(BadInput, match="is the run complete"):
         claimed.load_model("teacher")
+
+
+def test_overwrite_deletes_a_runs_own_files_and_no_other(claimed):
+    own = ["metrics.jsonl", "results.json", "student.tflite", "student.md", "sensitivity.json", "models/taught_0.keras", "models/teacher_1.keras"]
+    others = ["notes.jsonl", "student.notes.txt", "codes.npz", "models/mine/keep.keras"]
+    for name in own + others:
+        (claimed.path / name).parent.mkdir(exist_ok=True)
+        (claimed.path / name).write_text("x")
+    claimed.claim("--a=2\n", resume=False, overwrite=True)
+    assert not [name for name in own if (claimed.path / name).exists()]
+    assert [(claimed.path / name).read_text() for name in others] == ["x"] * len(others)
+
+
+def test_what_a_killed_process_left_half_written_is_no_run_and_no_hindrance(tmp_path):
+    (tmp_path / ".flags.partial.cfg").write_text("--a")
+    RunDirectory(tmp_path).claim("--a=1\n", resume=False, overwrite=False)
+
+
+def half(aside):
+    aside.write_text("half")
+    raise OSError("disk full")
+
+
+def test_writing_that_fails_leaves_nothing_beside_the_file(tmp_path):
+    with pytest.raises(OSError, match="disk full"):
+        write_aside(tmp_path / "x.txt", half)
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name, read", [("data.json", RunDirectory.data), ("results.json", RunDirectory.results), ("metrics.jsonl", RunDirectory.metrics)])
+def test_a_damaged_file_is_named_with_a_remedy(claimed, name, read):
+    (claimed.path / name).write_text('{"a": \n')
+    with pytest.raises(BadInput, match=f"{name}: expected JSON as it was written, received something damaged .*; delete the file"):
+        read(claimed)
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize("suffix, damage", [(".keras", "cut"), (".keras", "zeros"), (".h5", "cut")])  # zeros in an .h5 can have HDF5 itself loop
+def test_a_damaged_model_file_is_one_error(tmp_path, suffix, damage):
+    from kerakd import models
+
+    path = tmp_path / f"x{suffix}"
+    models.build("resnet8", (8, 8, 1), 10, 0.25).save(path)
+    whole = bytearray(path.read_bytes())
+    for at in range(4):
+        part = whole[: len(whole) * (at + 1) // 6] if damage == "cut" else whole[: at * 900 + 300] + bytes(300) + whole[at * 900 + 600 :]
+        path.write_bytes(part)
+        try:
+            load_model(path)  # some bytes are of nothing that counts
+        except BadInput as error:
+            assert str(path) in str(error) and "save it again" in str(error)

@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import run_program
+from PIL import Image
 
 import kerakd
 from kerakd import evaluate, models, sensitivity
@@ -103,6 +104,21 @@ def test_the_program_proposes_widths_that_train(complete_run, tmp_path):
 def test_bad_input_gets_one_line(refusal, complete_run, arguments, message):
     _, err = refusal(sensitivity.main, *[text.replace("RUN", str(complete_run)) for text in arguments])
     assert message in err and len(err.splitlines()) == 1
+
+
+def test_classes_of_other_names_than_the_runs_are_refused(refusal, tmp_path):
+    for name in ("a", "b"):
+        for number in range(20):
+            (tmp_path / "images" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8)).save(tmp_path / "images" / name / f"{number}.png")
+    directory = RunDirectory(tmp_path / "run")
+    flags = f"--dataset=folder:{tmp_path / 'images'}\n--image_size=8\n--student=resnet8\n--start=float\n--float_epochs=1\n--phase=alone:1\n"
+    directory.claim(flags, resume=False, overwrite=False)
+    directory.keep_data({"classes": ["z", "b"]})
+    directory.save_model("float", models.build("resnet8", (8, 8, 3), 2, 0.25))
+    directory.save_results({"float": 0.5, "taught_0": 0.5})
+    _, err = refusal(sensitivity.main, f"--run={directory.path}")
+    assert "expected the class folders on which the run was trained, received others" in err and "(a, z)" in err
 
 
 def test_a_run_without_a_float_student_is_refused(refusal, tmp_path):

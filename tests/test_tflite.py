@@ -667,6 +667,19 @@ def rows_net():
     return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
 
 
+def beside_its_input(make):
+    """A net that concatenates its image, or what `make` makes of it, and features of a wider range."""
+
+    def net():
+        inputs = keras.Input(SHAPE)
+        other = make(inputs)
+        features = L.Conv2D(3, 3, strides=SHAPE[0] // other.shape[1], padding="same", name="features")(inputs)
+        joined = L.Concatenate(name="joined")([other, features * 3.0])
+        return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(L.Conv2D(4, 3, activation="relu", name="middle")(joined))))
+
+    return net
+
+
 def dense_norm(x):
     return L.ReLU()(L.BatchNormalization()(L.Dense(8, name="middle")(x)))
 
@@ -681,6 +694,9 @@ REWRITTEN = {
     "scaled addition": headed(lambda x: (lambda y: y + y * 0.5)(L.Conv2D(4, 3, name="middle")(x))),
     "Dense and BatchNorm": headed(dense_norm, (6,)),
     "Dense and Rescaling": headed(lambda x: L.Rescaling([0.5, -2.0] * 4, 0.1)(L.Dense(8, name="middle")(x)), (6,)),
+    "image and features": beside_its_input(lambda image: image),
+    "pooled image and features": beside_its_input(lambda image: L.ZeroPadding2D()(L.Cropping2D(1)(L.MaxPooling2D(2)(image)))),
+    "image twice": beside_its_input(lambda image: tf.concat([image, image], -1)),
     "Dense and hard swish": headed(lambda x: hard_swish(L.Dense(8, name="middle")(x)), (6,)),
 }
 
@@ -789,3 +805,99 @@ def test_an_average_over_padding_is_refused(size, stride):
     assert [finding.layer for finding in kerakd.lint(student) if finding.refused] == ["average"]
     with pytest.raises(BadInput, match="expected average pooling without padding, received 'average'"):
         to_tflite(student)
+
+
+def large_biases():
+    """A net whose BatchNorm takes away a mean of many times its deviation, as kernels of one sign make it; images are positive."""
+    inputs = keras.Input((1024,))
+    x = L.BatchNormalization(name="norm")(L.Dense(6, use_bias=False, name="middle")(L.Dense(1024, activation="relu", name="first")(inputs)))
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.ReLU()(x)))
+
+
+@pytest.mark.parametrize("scheme", [Scheme(Interval(8), Interval(8)), Scheme(Ternary(), Interval(8))], ids=["W8A8", "ternary-A8"])
+def test_a_bias_beyond_what_float32_counts_is_exact(scheme):
+    keras.utils.set_random_seed(0)
+    net, random = large_biases(), np.random.default_rng(0)
+    net.get_layer("first").kernel.assign(np.eye(1024) + random.normal(size=(1024, 1024), scale=1e-3))
+    net.get_layer("middle").kernel.assign(random.normal(0.02, 0.004, (1024, 6)))
+    images = (random.uniform(2, 3, (200, 1)) * random.uniform(0.5, 1.5, (200, 1024))).astype(np.float32)
+    seen = keras.Model(net.input, net.get_layer("middle").output)(images).numpy()
+    net.get_layer("norm").set_weights([np.full(6, 0.01), np.linspace(0, 0.02, 6), seen.mean(0), seen.var(0)])
+    student = kerakd.quantize(net, scheme)
+    kerakd.calibrate(student, images)
+    folded = folding.fold(student).linears["middle"]
+    assert np.abs(folded.bias).max() > (2**24 if "Ternary" in repr(scheme) else 2**22) and folded.dead == []
+    proof = assert_exact(student, to_tflite(student), images)
+    assert proof.moved_steps < 1.5 and "constants" not in str(proof)
+    assert_exact(student, unpack(to_tflite(student, "int4")), images)
+    assert kerakd.settling(student, settle(student), images).top1 > 0.98
+
+
+def test_channels_that_became_constants_are_said():
+    student = made_student(pooled_net, SCHEMES["W3A3 per channel"])
+    gamma_zero(student)
+    assert str(verify(student, to_tflite(student), noise(20))).endswith("; channels that became constants: 1")
+
+
+@pytest.mark.parametrize("scheme", [*PACKED, "W2A2", "W8A8"])
+@pytest.mark.parametrize("kernel", [keras.initializers.HeNormal(seed=0), "ones"], ids=["one seed", "ones"])
+def test_equal_kernels_keep_their_steps(kernel, scheme):
+    """Behind each other and beside each other: the converter makes one constant of two that are equal."""
+
+    def net():
+        inputs = keras.Input(SHAPE)
+        same = {"use_bias": False, "kernel_initializer": kernel}
+        x = L.Conv2D(4, 3, name="first")(inputs)
+        x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="a", **same)(x)))
+        x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, padding="same", name="b", **same)(x)))
+        x = L.Add()([L.Conv2D(4, 1, name=name, **same)(x) for name in ("c", "d")])
+        return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(x)))
+
+    keras.utils.set_random_seed(0)
+    student = kerakd.quantize(net(), SCHEMES[scheme])
+    kerakd.calibrate(student, noise(64))
+    folded = folding.fold(student).linears
+    assert np.all(folded["a"].steps != folded["b"].steps) and np.all(folded["c"].steps != folded["d"].steps)
+    for data in (to_tflite(student), unpack(to_tflite(student, "int4"))):
+        assert verify(student, data, noise(50)).exact
+
+
+def small_beside_large(activation):
+    """An addition of a tensor and one a thousand times larger and more; the small one has another reader."""
+    inputs = keras.Input(SHAPE)
+    large, small = (L.Conv2D(4, 3, padding="same", name=name)(inputs) for name in ("large", "small"))
+    small = L.Activation(activation, name="small_activation")(small)
+    down = L.Conv2D(4, 1, activation="relu", name="down")(L.Add()([large, small]))
+    other = L.Conv2D(4, 3, padding="same", activation="relu", name="other")(small)
+    return keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(L.Concatenate()([down, other]))))
+
+
+@pytest.mark.parametrize("activation", ["linear", "sigmoid"])
+def test_a_small_operand_of_an_addition_stays_as_fine_as_its_other_reader_needs_it(activation):
+    net = randomize(small_beside_large(activation), 0)
+    net.get_layer("large").kernel.assign(net.get_layer("large").kernel * 1e5)
+    net.get_layer("down").kernel.assign(net.get_layer("down").kernel * 1e-5)
+    student = kerakd.quantize(net, SCHEMES["W8A8"])
+    kerakd.calibrate(student, noise(64))
+    name = "small_activation_out" if activation == "sigmoid" else "small_out"
+    trained = float(student.get_layer(name).step_size)
+    assert folding.fold(student).grids[name].step == pytest.approx(trained, rel=0.003)
+    proof = verify(student, to_tflite(student), noise(50))
+    assert proof.exact and proof.not_delegated == ["ADD"] and proof.moved_steps < 1.5
+
+
+def test_a_proof_with_one_other_tensor_inside_is_not_exact(small):
+    proof = verify(*small[:2], noise(20))
+    other = dataclasses.replace(proof.layers[0], equal=0.9)
+    assert proof.exact and not dataclasses.replace(proof, layers=[other, *proof.layers[1:]]).exact
+
+
+def test_a_proof_of_other_classes_and_settling_of_no_images_are_refused():
+    five, three = made_student(residual_net, SCHEMES["W4A4"]), made_student(lambda: headed(lambda x: x)(), SCHEMES["W4A4"])
+    with pytest.raises(BadInput, match=r"data: expected a file of this model, which answers \(3,\), received one of \(5,\)"):
+        verify(three, to_tflite(five), noise(4))
+    for images in (noise(0), noise(1)[0]):
+        with pytest.raises(BadInput, match=r"images: expected at least one of shape \(8, 8, 1\), as the student takes them, received an array of shape"):
+            kerakd.settling(five, five, images)
+    with pytest.raises(BadInput, match="received rows of several lengths"):
+        kerakd.emulate(to_tflite(five), [[1, 2], [3]])

@@ -1,0 +1,6 @@
+"""Names as matplotlib is to show them."""
+
+
+def caption(name):
+    """`name` as text of a figure: no dollar begins a formula in it, and no underscore keeps it out of a legend."""
+    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
