@@ -120,11 +120,13 @@ def confusion(logits, labels, classes):
 
 
 def figure_of(counts, names, title):
-    """A confusion matrix as a picture: for each class the share of its images in each column, with numbers up to 20 classes.
+    """A confusion matrix as a picture: for each class the share of its images in each column, with numbers up to 20 classes; of more the
+    darkness grows with the share's square root, as errors are spread thin.
 
     Args: counts: as `confusion`. names: of the classes, [C].
     Returns: a matplotlib Figure.
     """
+    from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
     names, title, classes = [caption(name) for name in names], caption(title), len(counts)
@@ -132,7 +134,7 @@ def figure_of(counts, names, title):
     side = 3 + 0.45 * min(classes, 20)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axes = figure.subplots()
-    drawn = axes.imshow(share, cmap="Blues", vmin=0, vmax=100)
+    drawn = axes.imshow(share, cmap="Blues", norm=PowerNorm(1.0 if classes <= 20 else 0.5, 0, 100))
     axes.set(title=title, xlabel="taken for", ylabel="class")
     if classes <= 20:
         axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)

@@ -24,20 +24,20 @@ class Progress(keras.callbacks.Callback):
         self.bar = None
 
     def on_train_begin(self, logs=None):
-        self.started, self.images = time.monotonic(), 0
         layout = "{desc} {percentage:3.0f}%|{bar:20}| {elapsed}<{remaining}{postfix}"
         self.bar = tqdm.tqdm(total=self.epochs * self.steps, initial=self.done, desc=self.title, bar_format=layout, leave=True, disable=not sys.stderr.isatty())
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.seen = 0
+        self.seen, self.images, self.began = 0, 0, time.monotonic()
 
     def on_train_batch_end(self, batch, logs=None):
         steps, self.seen = batch + 1 - self.seen, batch + 1  # several where an execution has several
         self.bar.update(steps)
         self.images += steps * self.batch_size
+        self.ended = time.monotonic()  # without the evaluation behind the last batch
 
     def on_epoch_end(self, epoch, logs=None):
-        rate = self.images / (time.monotonic() - self.started)
+        rate = self.images / (self.ended - self.began)
         known = {"loss": "loss", "accuracy": "accuracy", "test": "val_accuracy"}  # without labels there is no accuracy
         numbers = "  ".join(f"{title} {logs[name]:.4f}" for title, name in known.items() if name in logs)
         said = f"epoch {epoch + 1}/{self.epochs}  {numbers}  {rate:.0f} images/s"

@@ -58,7 +58,7 @@ def sheet(split, view, size, seed=0, augmenter=None):
 
     Args: split: a data.Split. view: a key of augment.BY_NAME. size: (height, width) of the views. seed: of the views.
         augmenter: as of `data.training`.
-    Returns: a matplotlib Figure. Where the teacher sees another crop, it is beside the student's.
+    Returns: a matplotlib Figure. Where the teacher sees another crop of each epoch's, it is beside the student's.
     """
     from matplotlib.figure import Figure
 
