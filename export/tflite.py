@@ -22,7 +22,7 @@ with quiet.native_chatter_off():
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.files import write_aside
-    from kerakd.rundir import WRITTEN, RunDirectory
+    from kerakd.rundir import MEASURED, WRITTEN, RunDirectory
     from kerakd.tflite import Settling, flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
 
@@ -160,8 +160,9 @@ def _outputs(options):
     if options.codes:
         paths["codes"] = pathlib.Path(options.codes)
     for what, path in paths.items():
-        if path.parent.resolve() == pathlib.Path(options.run).resolve() and any(path.match(pattern) for pattern in WRITTEN):
-            raise BadInput(f"--out: expected a name that is no file's of the run, received {path.name}, which the export would write; take another --out")
+        if path.parent.resolve() == pathlib.Path(options.run).resolve() and any(path.match(pattern) for pattern in (*WRITTEN, *MEASURED)):
+            name = "codes" if what == "codes" else "out"
+            raise BadInput(f"--{name}: expected a name that is no file's of the run, received {path.name}, which the export would write; take another --{name}")
         commandline.check_new("codes" if what == "codes" else "out", str(path), (SUFFIXES[what],), options.overwrite)
     return paths
 

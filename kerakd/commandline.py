@@ -5,15 +5,18 @@ import errno
 import pathlib
 import re
 import sys
+import tempfile
 import typing
 
 import tensorflow as tf
 from absl import flags
 
 from kerakd.errors import BadInput
-from kerakd.files import aside_of
 
-UNWRITTEN = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+REMEDIES = {  # for what the system refuses
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "change its permissions, or take another"),
+}
 
 
 def flag(default, help, choices=None, file=False):
@@ -37,8 +40,7 @@ def check_new(name, path, suffixes, overwrite):
     if path.exists() and not overwrite:
         raise BadInput(f"--{name}: expected a new file, received {received}, which exists; give --overwrite to replace it, or another --{name}")
     try:  # before there is anything to lose
-        aside_of(path).touch()
-        aside_of(path).unlink()
+        tempfile.TemporaryFile(dir=path.parent).close()
     except OSError as error:
         raise BadInput(f"--{name}: expected a folder that can be written, received {path.parent} ({error.strerror}); take another") from error
 
@@ -112,16 +114,17 @@ def parse(argv, cls, extra=()):
 
 
 def program(main):
-    """Runs main() -> None as a program: a BadInput, or a disk that is full, is one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Runs main() -> None as a program: a BadInput, or a file that the system refuses, is one line on stderr and exit status 2, Ctrl-C exit status 130."""
     try:
         main()
     except BadInput as error:
         print(f"kerakd: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno not in UNWRITTEN:
+        if error.errno not in REMEDIES:
             raise
-        print(f"kerakd: {error.filename or 'disk'}: expected a place to write to, received an error ({error.strerror}); make room", file=sys.stderr)
+        told = f"expected to read or write it, received an error ({error.strerror}); {REMEDIES[error.errno]}"
+        print(f"kerakd: {error.filename or 'disk'}: {told}", file=sys.stderr)
         sys.exit(2)
     except tf.errors.OpError as error:
         found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read

@@ -151,7 +151,6 @@ def _read(config):
         **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
         "ensemble": ("several teachers", len(config.teacher) > 1),
-        "ensemble_views": ("--view=fix/ic_ens", augment.view(config.view).ensemble),
         **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),
         **({"view": ("a phase with a teacher", config.taught())} if augment.view(config.view).teacher else {}),
     }

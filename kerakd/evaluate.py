@@ -201,7 +201,7 @@ def _found(options):
     paths = {name: models[name] for name in sorted(models, key=lambda name: (order.index(name) if name in order else len(order), name))}
     for name in (name for name in order if name not in models):
         print(f"{name} is a file of its own: give it with --model and --values")
-    paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite"))}
+    paths |= {path.name: path for path in sorted(directory.path.glob("*.tflite")) if not is_aside(path)}
     same = not options.dataset or options.dataset == config.dataset
     folders = all(name.startswith(data.FOLDER) for name in (config.dataset, options.dataset or config.dataset))
     expected = directory.data().get("classes") if folders else None

@@ -9,18 +9,13 @@ from kerakd.errors import BadInput
 
 def write_aside(path, write):
     """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was."""
-    aside = aside_of(path)
+    path = pathlib.Path(path)
+    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
         write(aside)
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
-
-
-def aside_of(path):
-    """Where `write_aside` writes before it renames."""
-    path = pathlib.Path(path)
-    return path.with_name(f".{path.stem}.partial{path.suffix}")
 
 
 def is_aside(path):

@@ -141,6 +141,8 @@ class RunDirectory:
                     shutil.rmtree(old)
                 else:
                     old.unlink()
+            for left in filter(is_aside, [*self.written.iterdir(), *self.written.glob("models/*")]):  # by a process that was killed
+                left.unlink()
             write_aside(self.written / "flags.cfg", lambda aside: aside.write_text(text))
             (self.written / "models").mkdir(exist_ok=True)
         except OSError as error:

@@ -1,6 +1,7 @@
 """Configurations: every flag is a field, every field a flag; files round-trip; each bad value is refused with a remedy."""
 
 import dataclasses
+import errno
 
 import pytest
 from absl import flags
@@ -235,7 +236,6 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"seed": 2**32 - 2, "seeds": 3}, "--seed: expected seeds below 2.32, as NumPy's are, received 4294967296"),
         ({"view_seed": 2**32}, "--view_seed: expected seeds below 2.32"),
         ({"student_width": float("inf")}, "--student_width: expected 0 or more, received inf"),
-        ({**TAUGHT, "ensemble_views": 5}, "--ensemble_views: expected --view=fix/ic_ens beside it, received 5"),
     ],
 )
 def test_bad_values_are_refused(change, message):
@@ -261,3 +261,11 @@ def test_bad_command_lines_are_refused(tmp_path, arguments, message):
 
 def test_what_is_shrunk_stays_a_size():
     assert Config(**GOOD, image_size=7, shrink=8).size() == 1 and Config(**GOOD, shrink=8).size() == 0
+
+
+@pytest.mark.parametrize("number, remedy", [(errno.ENOSPC, "make room"), (errno.EACCES, "change its permissions, or take another")])
+def test_what_the_system_refuses_is_one_line(refusal, number, remedy):
+    def main():
+        raise OSError(number, "refused", "x.png")
+
+    assert refusal(main)[1] == f"kerakd: x.png: expected to read or write it, received an error (refused); {remedy}\n"

@@ -100,6 +100,8 @@ def test_files_that_exist_are_kept(exported):
         (["--run=RUN", "--out=nowhere/x.tflite"], "--out: expected a folder that exists"),
         (["--run=RUN", "--out=/proc/x.tflite"], "--out: expected a folder that can be written, received /proc"),
         (["--run=RUN", "--out=RUN/results.tflite", "--overwrite"], "--out: expected a name that is no file's of the run, received results.json"),
+        (["--run=RUN", "--out=RUN/sensitivity.tflite"], "--out: expected a name that is no file's of the run, received sensitivity.json"),
+        (["--run=RUN", "--overwrite", "--codes=RUN/fixed_logits.npz"], "--codes: expected a name that is no file's of the run, received fixed_logits.npz"),
     ],
 )
 def test_bad_input_gets_one_line_and_changes_nothing(exported, refusal, arguments, message):

@@ -147,6 +147,8 @@ def test_names_that_are_not_utf8_are_read(root):
     at = next(k for k, path in enumerate(paths) if b"caf" in os.fsencode(path))
     image = next(iter(folder.rows(paths[at : at + 1], [0]).map(folder.read)))["image"]
     assert image[0, 0, 0] == 77 and len(folder.order(root, paths)) == len(folder.version(paths)) == 16
+    os.rename(root / "Bär", root / "ice\u00a0cream")  # a space of another kind
+    assert folder.find(root)[0] == ["cat", "ice\u00a0cream"]
     os.rename(root / "cat", os.fsencode(root) + b"/caf\xe9")
     with pytest.raises(BadInput, match="expected names of classes in UTF-8, received b'caf"):
         folder.find(root)

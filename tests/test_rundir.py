@@ -250,6 +250,9 @@ def test_overwrite_deletes_a_runs_own_files_and_no_other(claimed):
 def test_what_a_killed_process_left_half_written_is_no_run_and_no_hindrance(tmp_path):
     (tmp_path / ".flags.partial.cfg").write_text("--a")
     RunDirectory(tmp_path).claim("--a=1\n", resume=False, overwrite=False)
+    (tmp_path / "models" / ".taught_0.partial.keras").write_text("")
+    RunDirectory(tmp_path).claim("--a=1\n", resume=True, overwrite=False)
+    assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name]
 
 
 def half(aside):

@@ -862,6 +862,23 @@ def test_equal_kernels_keep_their_steps(kernel, scheme):
         assert verify(student, data, noise(50)).exact
 
 
+@pytest.mark.parametrize("other", [{"variance": 1 + 1e-6}, {"sign": -1}], ids=["almost equal steps", "turned signs"])
+def test_kernels_that_the_file_would_have_equal_keep_their_steps(other):
+    inputs = keras.Input(SHAPE)
+    x = L.Conv2D(4, 1, name="first")(inputs)
+    both = [L.BatchNormalization(name=f"{name}_bn")(L.Conv2D(4, 1, use_bias=False, name=name)(x)) for name in "ab"]
+    net = randomize(keras.Model(inputs, L.Dense(3, name="logits")(L.Flatten()(L.ReLU()(L.Add()(both))))), 0)
+    gamma, beta, mean, variance = net.get_layer("a_bn").get_weights()
+    net.get_layer("b").kernel.assign(net.get_layer("a").kernel * other.get("sign", 1))
+    net.get_layer("b_bn").set_weights([gamma * other.get("sign", 1), beta, mean + 1, variance * other.get("variance", 1)])
+    student = kerakd.quantize(net, SCHEMES["W4A4"])
+    kerakd.calibrate(student, noise(64))
+    folded = folding.fold(student).linears
+    assert np.array_equal(folded["a"].codes, folded["b"].codes) and np.all(folded["a"].steps != folded["b"].steps)
+    for data in (to_tflite(student), unpack(to_tflite(student, "int4"))):
+        assert verify(student, data, noise(50)).exact
+
+
 def small_beside_large(activation):
     """An addition of a tensor and one a thousand times larger and more; the small one has another reader."""
     inputs = keras.Input(SHAPE)

@@ -51,10 +51,11 @@ def find(root):
     for part, (paths, _) in found.items():
         if not paths:
             raise BadInput(f"dataset: expected images enough in {root} for a tenth to test on, received none for {part}; give it folders train and test")
+    trained, tested = (set(labels) for _, labels in found.values())
     for label, name in enumerate(names):
-        if label not in found["train"][1]:
+        if label not in trained:
             raise BadInput(f"dataset: expected images enough of each class for a tenth to test on, received none of {name!r} to train on; add some")
-        if label not in found["test"][1]:
+        if label not in tested:
             print(f"kerakd: no image of {name!r} is tested on; add some, or give {root} folders train and test", file=sys.stderr)
     return names, found
 
@@ -66,8 +67,10 @@ def _classes(root):
         raise BadInput(f"dataset: expected a folder for each of two classes or more in {root}, received {len(folders)}")
     paths, labels, others = [], [], []
     for label, folder in enumerate(folders):
-        if not folder.name.isprintable():
-            raise BadInput(f"dataset: expected names of classes in UTF-8, received {os.fsencode(folder.name)} in {root}; rename it")
+        try:
+            folder.name.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"dataset: expected names of classes in UTF-8, received {os.fsencode(folder.name)} in {root}; rename it") from None
         files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
         images = [path for path in files if path.suffix.lower() in KINDS]
         others += [path for path in files if path.suffix.lower() not in KINDS]

@@ -158,7 +158,8 @@ def _builder(name, data_dir):
             f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog"
         ) from None
     except (ValueError, AssertionError) as error:  # of a configuration or a version
-        raise BadInput(f"dataset: expected a configuration and a version that TFDS has, received {name!r} ({str(error).strip().splitlines()[0]})") from error
+        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise BadInput(f"dataset: expected a configuration and a version that TFDS has, received {name!r} ({said[0]})") from error
 
 
 def _prepare(builder, name):

@@ -193,22 +193,30 @@ def _linear(call, grids, folded, container, seen):
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
-    room = headroom(high, bits)
-    weighted = isinstance(layer, QuantizedLayer)
-    key = None if weighted else id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
-    again, seen[key] = seen[key], seen[key] + 1
-    if weighted:
-        step = step * (1 + again * 2.0**-15)  # by what `short` keeps: the converter would make one constant of two equal kernels, whatever their steps are
-    elif room > again:
-        room -= again  # the converter would make one operation of two with the same codes and steps, whatever their biases are
-    elif again and (codes == 127).all():  # of a rescaling
-        codes, step = codes - again, step * 127 / (127 - again)
-    sign = np.where(gain < 0, -1, 1) * room
-    codes = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape)
-    linear = _on_the_bias_grid(layer.name, template, codes, step * np.abs(gain) / room, bias, x, y, low, high, room, bits)
+    codes, steps, room = _told_apart(call, codes, step, gain, headroom(high, bits), seen)
+    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, low, high, room, bits)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
         linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
     return linear
+
+
+def _told_apart(call, codes, step, gain, room, seen):
+    """(codes, steps, headroom) as the file has them, unlike those that are `seen`, which the converter would merge with these."""
+    weighted = isinstance(call.layer, QuantizedLayer)
+    if not weighted:  # of two on one input with the same codes and steps it makes one operation, whatever their biases are
+        key = id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
+        again, seen[key] = seen[key], seen[key] + 1
+        if room > again:
+            room -= again
+        elif again and (codes == 127).all():  # of a rescaling
+            codes, step = codes - again, step * 127 / (127 - again)
+    sign = np.where(gain < 0, -1, 1) * room
+    codes, steps = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape), step * np.abs(gain) / room
+    if weighted:  # of two equal kernels, wherever they are, it makes one constant
+        while seen[key := (codes.tobytes(), short(steps).tobytes())]:
+            steps = steps * (1 + 2.0**-15)  # a unit of what `short` keeps
+        seen[key] += 1
+    return codes, steps, room
 
 
 def _weighted_parts(call, norm):
