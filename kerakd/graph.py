@@ -138,7 +138,8 @@ def calls(model):
 def random_states(model):
     """The generators that its layers, dropout and the like, draw from: Keras leaves them out of checkpoints."""
     layers = [layer for layer in model._flatten_layers() if isinstance(layer, keras.__internal__.layers.BaseRandomLayer)]
-    return [state for layer in layers if (state := layer._random_generator._generator) is not None]
+    found = [getattr(layer._random_generator, "_generator", None) for layer in layers]  # one that was never called has none yet
+    return [state for state in found if state is not None]
 
 
 def clone_layer(layer, **changes):

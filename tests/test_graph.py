@@ -147,3 +147,20 @@ def test_only_a_layer_graph_of_keras_2_is_walked():
         with pytest.raises(BadInput, match=telling):
             graph.check_functional(model, "net")
     graph.check_functional(sequential())
+
+
+class Spare(L.Layer):
+    """A layer that holds a dropout which it never calls, as keras_cv's blocks without a rate do."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.dropout = L.Dropout(0.5)
+
+    def call(self, inputs):
+        return inputs * 1.0
+
+
+def test_a_random_layer_that_is_never_called_has_no_state():
+    inputs = keras.Input((4,))
+    net = keras.Model(inputs, L.Dense(2)(L.Dropout(0.5, force_generator=True)(Spare()(inputs))))
+    assert len(graph.random_states(net)) == 1
