@@ -105,7 +105,7 @@ class Config:
 
     def warmup(self, steps):
         """Steps of warm-up of an optimizer whose phases have these: the share that was asked of all epochs, whatever --max_epochs leaves of
-        them, and with --restart no more of the first phase than was asked of that.
+        them, and with --restart no more of the first phase than was asked of that; at least one step is left for the way down.
         """
         asked = min(round(self.warmup_epochs / sum(self.asked()) * sum(steps)), sum(steps) - 1)
         return min(asked, round(self.warmup_epochs / self.asked()[0] * steps[0]), steps[0] - 1) if self.restart else asked

@@ -20,12 +20,12 @@ def write_aside(path, write):
 
 def is_aside(path):
     """Whether it is what a process that was killed within `write_aside` has left."""
-    return path.name.startswith(".") and path.stem.endswith(".partial")
+    return path.name.startswith(".") and path.stem.endswith(".partial") and path.is_file()
 
 
 def read_json(path, text=None):
     """What a JSON file says, or one line of it. Raises: BadInput for a damaged one."""
     try:
         return json.loads(pathlib.Path(path).read_text() if text is None else text)
-    except (ValueError, OSError) as error:
-        raise BadInput(f"{path}: expected JSON as it was written, received something damaged ({error}); delete the file and make it again") from error
+    except ValueError as error:
+        raise BadInput(f"{path}: expected JSON as it was written, received something damaged ({error}); restore it from a copy, or delete the file") from error

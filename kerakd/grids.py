@@ -108,6 +108,16 @@ def _column_dots(a, b, columns):
     return tf.raw_ops.FusedBatchNormGradV3(y_backprop=a, x=b, is_training=False, **statistics)[1]
 
 
+def without_noise(x):
+    """x, float64 of NumPy or TensorFlow, rounded to 44 bits (Veltkamp's splitting).
+
+    What a sum of products in float64 stands for, 24 bits times 24, may be the middle between two numbers of float32. There the last
+    bit of float64, in which sums differ by their order, would decide to which of them it is rounded.
+    """
+    high = x * (2.0**9 + 1)
+    return high - (high - x)
+
+
 def uniform(x, step, low, high, inverse=None, carried=()):
     """Fake quantization onto {low..high} * step, with LSQ's gradient for the step.
 
@@ -117,7 +127,7 @@ def uniform(x, step, low, high, inverse=None, carried=()):
     With I = step * q this is QKD's trainable interval (section 3; the printed equations are QIL's form), and LSQ (section 2.1).
 
     In float64, which a copy of a model for the proof has, the quotient is x * float32(1/step), rounded to float32 before
-    it is rounded to a code, as integer runtimes compute it: the code is theirs to the bit. Of 16-bit tensors all is computed
+    it is rounded to a code, as integer runtimes compute it: the code is theirs to the bit (`without_noise`). Of 16-bit tensors all is computed
     in float32, of x as it is and of y as it is rounded to x's dtype.
 
     Args:
@@ -134,7 +144,8 @@ def uniform(x, step, low, high, inverse=None, carried=()):
         ends, wide = _ends(step, low, high, inverse), tf.cast(x, arithmetic(x))
         y = _fused(wide, low, high, ends)
         if y is None:
-            ratio = tf.cast(wide * (tf.cast(tf.cast(1.0 / step, tf.float32), wide.dtype) if inverse is None else float(inverse)), tf.float32)
+            ratio = wide * (tf.cast(tf.cast(1.0 / step, tf.float32), wide.dtype) if inverse is None else float(inverse))
+            ratio = tf.cast(without_noise(ratio) if wide.dtype == tf.float64 else ratio, tf.float32)
             codes = tf.round(tf.raw_ops.ClipByValue(t=ratio, clip_value_min=float(low), clip_value_max=float(high)))
             y = tf.cast(codes, wide.dtype) * step
         y = tf.cast(y, x.dtype)

@@ -29,7 +29,7 @@ def _check_float(x, who):
 
 
 def _once_calibrated(x, variables):
-    """x, if its intervals are numbers; in a graph they are asked when it runs, and only those that were none while it was traced."""
+    """x, if its intervals are numbers; in a graph they are asked when it runs, and only those that were none while it was traced. XLA leaves that out."""
     for interval in variables.values():
         if not isinstance(interval, tf.Variable):
             continue

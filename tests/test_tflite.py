@@ -833,6 +833,22 @@ def test_a_bias_beyond_what_float32_counts_is_exact(scheme):
     assert kerakd.settling(student, settle(student), images).top1 > 0.98
 
 
+def test_large_biases_that_are_all_the_same_arrive():
+    """The next number of float32 is more than a unit away."""
+    keras.utils.set_random_seed(0)
+    net, random = large_biases(), np.random.default_rng(0)
+    net.get_layer("first").kernel.assign(np.eye(1024))
+    net.get_layer("middle").kernel.assign(np.repeat(random.normal(0.02, 0.004, (1024, 1)), 6, axis=1))
+    images = (random.uniform(2, 3, (200, 1)) * random.uniform(0.5, 1.5, (200, 1024))).astype(np.float32)
+    seen = keras.Model(net.input, net.get_layer("middle").output)(images).numpy()
+    net.get_layer("norm").set_weights([np.full(6, 0.01), np.zeros(6), np.full(6, seen.mean()), np.full(6, seen.var())])
+    student = kerakd.quantize(net, Scheme(Ternary(), Interval(8)))
+    kerakd.calibrate(student, images)
+    bias = folding.fold(student).linears["middle"].bias
+    assert abs(bias[0]) > 2**24 and len(set(bias[1:])) == 1 and np.float32(bias[0]) != np.float32(bias[1])
+    assert_exact(student, to_tflite(student), images)
+
+
 def test_channels_that_became_constants_are_said():
     student = made_student(pooled_net, SCHEMES["W3A3 per channel"])
     gamma_zero(student)

@@ -20,7 +20,7 @@ def find(root):
     """The images of a folder and their classes.
 
     Args:
-        root: a folder with a folder for each class, whose images are split by a hash of their names, a tenth for the test; or one
+        root: a folder with a folder for each class, whose images are split by a hash of their paths in it, a tenth for the test; or one
             with folders "train" and "test" (or "val", "validation"), each with the same class folders. What begins with a dot is passed over.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
     Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, a class without one to train on,
@@ -51,18 +51,18 @@ def find(root):
     for part, (paths, _) in found.items():
         if not paths:
             raise BadInput(f"dataset: expected images enough in {root} for a tenth to test on, received none for {part}; give it folders train and test")
-    trained, tested = (set(labels) for _, labels in found.values())
+    there = {part: set(labels) for part, (_, labels) in found.items()}
     for label, name in enumerate(names):
-        if label not in trained:
+        if label not in there["train"]:
             raise BadInput(f"dataset: expected images enough of each class for a tenth to test on, received none of {name!r} to train on; add some")
-        if label not in tested:
+        if label not in there["test"]:
             print(f"kerakd: no image of {name!r} is tested on; add some, or give {root} folders train and test", file=sys.stderr)
     return names, found
 
 
 def _classes(root):
     """(names of the class folders, (paths, classes)) of one split."""
-    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    folders = sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".") and path.name != "__MACOSX")
     if len(folders) < 2:
         raise BadInput(f"dataset: expected a folder for each of two classes or more in {root}, received {len(folders)}")
     paths, labels, others = [], [], []

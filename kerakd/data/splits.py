@@ -91,7 +91,7 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     names, shape = tuple(features["label"].names or map(str, range(features["label"].num_classes))), tuple(features["image"].shape)
     if synthetic:
         return _synthetic_pair(name, shape, names, image_size)
-    _parts(builder, name)
+    _parts(builder, name)  # before a download, where it is known by then
     _prepare(builder, name)
     return tuple(_split(builder, name, split, names, shape) for split in _parts(builder, name))
 

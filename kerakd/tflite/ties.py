@@ -3,6 +3,7 @@
 import numpy as np
 import tf_keras as keras
 
+from kerakd.grids import without_noise
 from kerakd.kinds import is_relu, is_sigmoid
 from kerakd.quantizers import Sigmoid
 from kerakd.tflite import arithmetic
@@ -74,7 +75,7 @@ def _avoid_sigmoid_ties(call, grid, grids):
 
 def _round(values, grid):
     """The codes that a float64 model's quantizer gives to real `values`."""
-    ratio = np.float32(values * np.float64(np.float32(1) / np.float32(grid.step)))
+    ratio = np.float32(without_noise(values * np.float64(np.float32(1) / np.float32(grid.step))))
     return np.clip(np.rint(ratio), grid.low, grid.high).astype(np.int64) + grid.zero
 
 
