@@ -130,6 +130,12 @@ def test_a_dataset_without_a_test_is_tested_on_its_validation_or_refused(tmp_pat
             data.load("unsplit", str(tmp_path))
 
 
+def test_images_to_teach_on_need_a_training_split(tmp_path, monkeypatch):
+    monkeypatch.setattr(Unsplit, "parts", ("test", "validation"))
+    with pytest.raises(BadInput, match="transfer_dataset: expected a split train, received unsplit with test, validation; save its images"):
+        data.images_of("unsplit", str(tmp_path))
+
+
 def test_a_name_with_its_version_has_the_splits_of_the_name():
     import tensorflow_datasets as tfds
 

@@ -103,12 +103,15 @@ def _parts(builder, name):
     """
     there = set(builder.info.splits)
     parts = SPLITS.get(builder.name, ("train", "test" if "test" in there or "validation" not in there else "validation"))
-    missing = {part.partition("[")[0] for part in parts} - there
-    if there and missing:
-        raise BadInput(
-            f"dataset: expected splits train and test, or validation, received {name} with {', '.join(sorted(there))}; save its images in class folders"
-        )
+    _check_there(builder, parts, f"dataset: expected splits train and test, or validation, received {name}", "save its images in class folders")
     return parts
+
+
+def _check_there(builder, parts, expected, remedy):
+    """Raises: BadInput for a dataset that is known to have no split of which `parts` are."""
+    there = set(builder.info.splits)  # none before some sets are prepared
+    if there and {part.partition("[")[0] for part in parts} - there:
+        raise BadInput(f"{expected} with {', '.join(sorted(there))}; {remedy}")
 
 
 def _folder(name, part, paths, labels, names):
@@ -140,7 +143,10 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
         side = image_size or 256
         made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], ("",) * 10, tuple(given or side for given in shape[:2]) + (shape[2] or 3,), 7)
         return dataclasses.replace(made, classes=0, names=())
+    needs = (part,), f"transfer_dataset: expected a split train, received {name}", "save its images in a class folder and give folder:DIR"
+    _check_there(builder, *needs)  # before a download, where it is known by then
     _prepare(builder, name)
+    _check_there(builder, *needs)
     return _split(builder, name, part, (), shape)
 
 
