@@ -1,5 +1,6 @@
 """Files that are whole or as they were."""
 
+import hashlib
 import json
 import os
 import pathlib
@@ -21,6 +22,12 @@ def write_aside(path, write):
 def is_aside(path):
     """Whether it is what a process that was killed within `write_aside` has left."""
     return path.name.startswith(".") and path.stem.endswith(".partial") and path.is_file()
+
+
+def sha256(path):
+    """Of a file's bytes, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path, text=None):

@@ -32,7 +32,7 @@ class RunDirectory:
     """A run directory.
 
     flags.cfg       the configuration, to run it again
-    data.json       what it is trained and tested on: {"classes": names, "train", "test", "transfer": which images}
+    data.json       what it is trained and tested on: {"classes": names, "train", "test", "transfer": which images, FILE: sha256 of a network's}
     metrics.jsonl   one line per stage and epoch; the same for the same flags
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates
@@ -90,12 +90,12 @@ class RunDirectory:
             )
 
     def check_data(self, found):
-        """Raises BadInput if the run is trained on something else than `found`, as `keep_data` was given it."""
+        """Raises BadInput if the run is trained on something else than `found`, as `keep_data` was given it; what an older run did not keep may differ."""
         there = self.data()
-        differing = [name for name in found if there and there.get(name) != found[name]]
+        differing = [name for name in found if name in there and there[name] != found[name]]
         if differing:
-            told = "; ".join(f"{name} {_short(found[name])} where it has {_short(there.get(name))}" for name in differing)
-            raise BadInput(f"--resume: expected the data that {self.path} is trained on, received {told}; put the images back, or begin another run")
+            told = "; ".join(f"{name} {_short(found[name])} where it has {_short(there[name])}" for name in differing)
+            raise BadInput(f"--resume: expected the data that {self.path} is trained on, received {told}; put that back, or begin another run")
 
     def keep_data(self, found):
         """Raises: BadInput if it can't be written."""
@@ -261,6 +261,7 @@ class RunDirectory:
         """Restores the newest checkpoint of `stage`; one that can't be read is named and passed over.
 
         Returns: ((epochs, batches of the next one), {name: array}), as given to `checkpoint`; ((0, 0), {}) if there is none.
+        Raises: BadInput where none of those there can be read, and leaves them and `objects` as they are.
         """
         found = sorted((self.path / "checkpoints" / stage).glob("[0-9]*"), reverse=True)
         fresh = self.written / "checkpoints" / stage / ".fresh"
@@ -279,6 +280,11 @@ class RunDirectory:
                 print(f"kerakd: passed over the checkpoint {folder}, which can't be read ({type(error).__name__})", file=sys.stderr)
                 tf.train.Checkpoint(**objects).read(str(fresh / "state"))
         shutil.rmtree(fresh, ignore_errors=True)
+        if found:  # to begin anew would delete them
+            raise BadInput(
+                f"--resume: expected a checkpoint of {stage!r} that can be read, received {len(found)} that can't; "
+                f"go on with the versions that wrote them, or move {found[0].parent} away to begin {stage!r} anew"
+            )
         return (0, 0), {}
 
     def drop_checkpoints(self, stage):

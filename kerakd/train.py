@@ -88,6 +88,8 @@ def main():
         directory.close()
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "kerakd.train", *sys.argv[1:], *(["--nooverwrite", "--resume"] if claimed else [])])
+    finally:
+        directory.close()
     print(f"run: {directory.path}  (curves.png, metrics.jsonl, flags.cfg; python -m kerakd.report --run={shlex.quote(str(directory.path))} --out=report.html)")
     if config.exports():
         print(f"next: python -m export.tflite --run={shlex.quote(str(directory.path))}")

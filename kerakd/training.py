@@ -10,6 +10,7 @@ from kerakd import batchnorm, data, evaluate, optimizers, report
 from kerakd.checks import broken, check_finite, first_not_finite
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
+from kerakd.files import sha256
 from kerakd.graph import random_states
 from kerakd.groups import by_kind
 from kerakd.keep import Keep, Keeping
@@ -20,6 +21,7 @@ from kerakd.progress import Progress
 from kerakd.recast import recast
 from kerakd.scalars import Scalars
 from kerakd.stages import stages
+from kerakd.teachers import is_file
 from kerakd.tflite import settle, settling
 
 SETTLED_ON = 1000  # test images, on which a settled student is compared with what was trained
@@ -46,9 +48,11 @@ class Training:
         self.stages = stages(config, self.networks)
 
     def data(self):
-        """What the run is trained and tested on, as its directory keeps it."""
+        """What the run is trained and tested on, and the networks that it takes from files, as its directory keeps it."""
         parts = {"train": self.train, "test": self.test, **({"transfer": self.lessons.transfer} if self.config.transfer_dataset else {})}
-        return {"classes": list(self.train.names), **{part: f"{split.name}, {split.count} images, {split.order}" for part, split in parts.items()}}
+        images = {part: f"{split.name}, {split.count} images, {split.order}" for part, split in parts.items()}
+        networks = {path: f"sha256 {sha256(path)}" for path in self.config.files().values() if is_file(path)}
+        return {"classes": list(self.train.names), **images, **networks}
 
     def check_devices(self):
         """Several replicas can share this run's batches."""

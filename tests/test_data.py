@@ -1,12 +1,14 @@
 """Datasets: real digits through TFDS, batches that depend on (seed, epoch, example) alone, what teachers see, synthetic stand-ins, clear errors."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
 import tensorflow as tf
 from sklearn.datasets import load_digits
 
+import kerakd.data.batches
 from kerakd import augment, data
 from kerakd.data import splits
 from kerakd.data.digits import Digits
@@ -66,6 +68,18 @@ def test_epochs_differ_in_order_and_views(digits):
     assert not equal(both[:14], both[14:])
 
 
+def test_what_memory_does_not_hold_is_shuffled_as_files_and_gives_the_same_batches(digits, digits_dir, monkeypatch):
+    monkeypatch.setattr(splits, "KEPT", 0)
+    train, test = data.load("digits", digits_dir)
+    assert 60 < train.row_bytes < 500  # a PNG of 8x8 with what TFDS keeps beside it
+    assert equal(batches(train), batches(digits[0])) and digits[0].rows is None
+    assert data.indices(train, 1, 1, 3, 100) == data.indices(digits[0], 1, 1, 3, 100)
+    assert equal([data.arrays(data.testing(test, size=(8, 8)))], [data.arrays(data.testing(digits[1], size=(8, 8)))])
+    monkeypatch.setattr(kerakd.data.batches, "SHUFFLED", 10 * train.row_bytes)
+    near = data.indices(train, 1, 0, 0, 100)
+    assert max(near) < 100 + 10 and near != sorted(near)
+
+
 def test_the_programs_global_seed_does_not_matter(digits):
     tf.random.set_seed(5)
     first = batches(digits[0], epochs=1)
@@ -105,6 +119,10 @@ def test_a_dataset_that_is_not_there_and_has_no_host_says_how_to_get_it(tmp_path
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)  # the one thing that can't be had for real: a machine that is surely offline
+    monkeypatch.setenv("https_proxy", "http://proxy:8080")
+    assert splits._unreachable_host(splits._builder("cifar10", str(tmp_path))) is None  # the proxy would look it up
+    for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
     with pytest.raises(BadInput, match="expected cifar10 in .* or to download it, received an error .*--data_dir"):
         data.load("cifar10", str(tmp_path))
     assert not list(tmp_path.rglob("*.tfrecord*"))

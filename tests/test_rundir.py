@@ -162,9 +162,10 @@ def test_the_newest_whole_checkpoint_is_restored_and_a_damaged_one_is_named(clai
 
 def test_a_checkpoint_of_other_objects_is_passed_over_and_moves_nothing(claimed, capsys):
     claimed.checkpoint("s", (1, 0), {"value": tf.Variable(1.0)}, {})
-    assert claimed.restore("s", {"value": tf.Variable([1.0, 2.0])}) == ((0, 0), {})
     value, another = tf.Variable(7.0), tf.Variable(8.0)
-    assert claimed.restore("s", {"value": value, "another": another}) == ((0, 0), {})
+    for others in ({"value": tf.Variable([1.0, 2.0])}, {"value": value, "another": another}):
+        with pytest.raises(BadInput, match="--resume: expected a checkpoint of 's' that can be read, received 1 that can't; .* or move .*/s away"):
+            claimed.restore("s", others)
     assert (float(value), float(another)) == (7, 8)
     assert capsys.readouterr().err.count("passed over") == 2
     assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000000"]
@@ -172,11 +173,13 @@ def test_a_checkpoint_of_other_objects_is_passed_over_and_moves_nothing(claimed,
 
 def test_damaged_checkpoints_make_room_for_whole_ones(claimed):
     value = tf.Variable(1.0)
-    claimed.checkpoint("s", (5, 0), {"value": value}, {})
+    for place in ((1, 0), (5, 0)):
+        claimed.checkpoint("s", place, {"value": value}, {})
     (claimed.path / "checkpoints" / "s" / "000005_00000000" / "metrics.npz").write_bytes(b"")
-    assert claimed.restore("s", {"value": value}) == ((0, 0), {})
-    claimed.checkpoint("s", (0, 9), {"value": value}, {}, kept=1)
-    assert claimed.restore("s", {"value": value})[0] == (0, 9)
+    assert claimed.restore("s", {"value": value})[0] == (1, 0)
+    claimed.checkpoint("s", (1, 9), {"value": value}, {}, kept=1)
+    assert claimed.restore("s", {"value": value})[0] == (1, 9)
+    assert [path.name for path in (claimed.path / "checkpoints" / "s").iterdir()] == ["000001_00000009"]
 
 
 def test_without_a_checkpoint_training_begins_at_zero(claimed):

@@ -160,6 +160,23 @@ def test_a_run_does_not_go_on_with_other_images(here, tmp_path):
     assert before == {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
 
 
+def test_a_run_does_not_go_on_under_another_teacher(nets, here, tmp_path, data_dir):
+    teacher = tmp_path / "teacher.keras"
+    shutil.copy(nets / "teacher.keras", teacher)
+    flags = [*quick(nets, data_dir), f"--teacher={teacher}", "--phase=trained_teacher:1", f"--workdir={tmp_path / 'run'}"]
+    status, out, err = here(train.main, *flags)
+    assert status == 0, out + err
+    model = keras.models.load_model(teacher, compile=False)
+    model.set_weights([2 * weight for weight in model.get_weights()])
+    model.save(teacher)
+    (tmp_path / "run" / "models" / "taught_0.keras").unlink()
+    status, _, err = here(train.main, *flags, "--resume")
+    assert status == 2 and f"expected the data that {tmp_path / 'run'} is trained on, received {teacher} \"sha256" in err and len(err.splitlines()) == 1, err
+    shutil.copy(nets / "teacher.keras", teacher)
+    status, out, err = here(train.main, *flags, "--resume")
+    assert status == 0, out + err
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_training_that_diverges_says_where_and_keeps_what_was_good(nets, here, tmp_path, data_dir, compiled):
     flags = [

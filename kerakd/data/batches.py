@@ -9,7 +9,7 @@ from kerakd import augment
 from kerakd.data.splits import KEPT
 from kerakd.errors import BadInput
 
-SHUFFLED = 2**31  # bytes of images that wait to be drawn from
+SHUFFLED = 2**31  # bytes that wait to be drawn from: the buffer of a shuffle
 
 
 def training(
@@ -31,7 +31,8 @@ def training(
 ):
     """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
 
-    The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch).
+    The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch). An image
+    is drawn from as many as SHUFFLED bytes hold: of a folder all, of a TFDS set that memory does not hold those bytes of files.
 
     Args:
         split: a Split.
@@ -96,18 +97,17 @@ def training(
 
 def _order(split, seed, epoch):
     """(the key of an epoch, its examples in its order, or what `split.read` makes them of)."""
-    buffer = max(1, min(50_000, SHUFFLED // split.bytes_each))  # of decoded images
+    buffer = SHUFFLED // (split.bytes_each if split.rows is None else split.row_bytes)
     key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
     tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
-    if split.rows is None:
-        return key, split.examples.shuffle(min(split.count, buffer), seed=key, reshuffle_each_iteration=False)
-    return key, split.rows.shuffle(split.count, seed=key, reshuffle_each_iteration=False)
+    examples = split.examples if split.rows is None else split.rows
+    return key, examples.shuffle(max(1, min(split.count, buffer)), seed=key, reshuffle_each_iteration=False)
 
 
 def indices(split, seed, epoch, batch, batch_size):
     """Which examples of a split, by their place in it, are in a batch of `training`: [int]."""
     order = tf.data.Dataset.from_tensors(tf.constant(epoch, tf.int64)).flat_map(lambda epoch: _order(split, seed, epoch)[1])
-    taken = order.skip(batch * batch_size).take(batch_size).map(lambda e: (split.read(e) if split.read else e)["index"])
+    taken = order.skip(batch * batch_size).take(batch_size).map(lambda e: e["index"])
     return [int(index) for index in taken.as_numpy_iterator()]
 
 

@@ -6,6 +6,7 @@ import math
 import socket
 import sys
 import urllib.parse
+import urllib.request
 
 import numpy as np
 import tensorflow as tf
@@ -35,7 +36,8 @@ class Split:
     names: of the classes, where they are known.
     version: of the dataset, or of the files' names, sizes and times: what is remembered of its images is of this one.
     order: likewise, but the same for a copy of the files: which image is which.
-    rows, read: where images are files, a tf.data.Dataset of what `read` makes examples of: so names are shuffled and not images.
+    rows, read: where images are read as they are needed, a tf.data.Dataset of {"image": file or its content, "label", "index"}, of which
+        `read` makes examples: so those wait to be drawn and not pixels. row_bytes: of one of them.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Split:
     order: str = ""
     rows: tf.data.Dataset | None = None
     read: object = None
+    row_bytes: int = 256
 
     @property
     def bytes_each(self):
@@ -187,7 +190,9 @@ def _prepare(builder, name):
 
 
 def _unreachable_host(builder):
-    """The first host of the dataset's files that has no address, or None: TFDS itself would retry for minutes."""
+    """The first host of the dataset's files that has no address, or None: TFDS itself would retry for minutes. A proxy looks them up itself."""
+    if urllib.request.getproxies().keys() & {"http", "https", "all"}:
+        return None
     for host in {urllib.parse.urlsplit(url).hostname for url in builder.url_infos or ()} - {None}:
         try:
             socket.getaddrinfo(host, 443)
@@ -197,18 +202,27 @@ def _unreachable_host(builder):
 
 
 def _split(builder, name, split, names, shape):
+    import tensorflow_datasets as tfds
+
     count = builder.info.splits[split].num_examples
-    read = builder.as_dataset(split=split, shuffle_files=False)
-    examples = read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if names else -1, "index": index})
-    if math.prod(side or 512 for side in shape) * count < KEPT:
-        examples = _in_memory(examples, shape)
-    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version), str(builder.version))
+    examples, encoded = _examples(builder, split, names), {}
+    if None not in shape and math.prod(shape) * count < KEPT:
+        examples = _in_memory(examples)
+    elif type(builder.info.features["image"]) is tfds.features.Image:
+        decode = builder.info.features["image"].decode_example
+        rows = _examples(builder, split, names, {"image": tfds.decode.SkipDecoding()})
+        size = builder.info.splits[split].num_bytes // count or math.prod(side or 512 for side in shape)  # 0 where TFDS does not know
+        encoded = {"rows": rows, "read": lambda row: {**row, "image": decode(row["image"])}, "row_bytes": size}
+    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version), str(builder.version), **encoded)
 
 
-def _in_memory(examples, shape):
+def _examples(builder, split, names, decoders=None):
+    read = builder.as_dataset(split=split, shuffle_files=False, decoders=decoders)
+    return read.enumerate().map(lambda index, example: {"image": example["image"], "label": example["label"] if names else -1, "index": index})
+
+
+def _in_memory(examples):
     """The same examples, held as arrays: small sets are decoded once."""
-    if None in shape:
-        return examples
     batches = list(examples.batch(1024).as_numpy_iterator())  # one by one takes twice the time
     return tf.data.Dataset.from_tensor_slices({key: np.concatenate([batch[key] for batch in batches]) for key in ("image", "label", "index")})
 
