@@ -1,5 +1,6 @@
 """What a student, a teacher and labels have to be, said before an hour is spent on them."""
 
+import inspect
 import sys
 
 import numpy as np
@@ -69,6 +70,23 @@ def check_logits(model, argument):
         says = operator or isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES
         if says and any(map(_ends, call.outputs)):
             raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
+
+
+def check_loss(loss):
+    """Raises BadInput for a loss, as `compile` takes it, that would read logits as probabilities: Keras's own do unless they are told."""
+    for one in tf.nest.flatten(loss):
+        function = keras.losses.get(one) if isinstance(one, str) else one
+        if isinstance(function, keras.losses.Loss):
+            from_logits = function.get_config().get("from_logits")
+        else:
+            asked = inspect.signature(function).parameters.get("from_logits") if callable(function) else None
+            from_logits = None if asked is None else asked.default
+        if from_logits is False:
+            received = repr(one) if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+            raise BadInput(
+                f"loss: expected one of logits, received {received}, which takes probabilities; give "
+                "tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True) or another with from_logits=True, or none for that one"
+            )
 
 
 def _ends(value):

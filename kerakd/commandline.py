@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import os
 import pathlib
 import re
 import sys
@@ -109,8 +110,13 @@ def parse(argv, cls, extra=()):
     if rest:
         raise BadInput(f"arguments: expected flags as --name=value, received {rest[0]!r}; --help lists the flags")
     chosen = {f.name: getattr(values, f.name) for f in dataclasses.fields(cls)}
-    chosen = {name: tuple(value) if isinstance(value, list) else value for name, value in chosen.items()}
-    return cls(**chosen), {name: getattr(values, name) for name, _, _ in extra}
+    chosen = {name: tuple(map(_at_home, value)) if isinstance(value, list) else _at_home(value) for name, value in chosen.items()}
+    return cls(**chosen), {name: _at_home(getattr(values, name)) for name, _, _ in extra}
+
+
+def _at_home(value):
+    """A path that begins with ~, which a shell leaves as it is behind "--name=", as absl takes that of a flag file; other values as they are."""
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~") else value
 
 
 def program(main):

@@ -10,7 +10,7 @@ import tf_keras as keras
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
-from kerakd.checks import check_apart, check_labels, check_logits, check_teacher, warn_of_temperature
+from kerakd.checks import check_apart, check_labels, check_logits, check_loss, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
@@ -90,9 +90,7 @@ class Distiller(keras.Model):
             check_teacher(one, student)
             check_apart(one, student)
         check_logits(student, "student")
-        for name, weight in (("soft_weight", soft_weight), ("hard_weight", hard_weight), ("hint_weight", hint_weight)):
-            if weight is not None and not 0 <= weight < math.inf:
-                raise BadInput(f"{name}: expected a number of 0 or more, received {weight}")
+        _check_weights(soft_weight=soft_weight, hard_weight=hard_weight, hint_weight=hint_weight)
         for name, weight, own in (("hard_weight", hard_weight, 1), ("soft_weight", soft_weight, 0)):
             if not teachers and weight not in (None, own):
                 raise BadInput(f"{name}: expected none without a teacher, received {weight}; alone the hard loss is all that there is")
@@ -119,9 +117,12 @@ class Distiller(keras.Model):
 
         Args:
             hard_weight, soft_weight: None takes the constructor's in a mode with a teacher, else the mode's own.
-        Raises: BadInput for a mode that needs a teacher, or another one.
+        Raises: BadInput for a mode that needs a teacher, or another one; weights that are none, a soft_weight in a mode without a teacher.
         """
         chosen = mode_named(mode)
+        _check_weights(soft_weight=soft_weight, hard_weight=hard_weight)
+        if soft_weight and not chosen.teacher:
+            raise BadInput(f"soft_weight: expected none in mode {mode!r}, which has no soft loss, received {soft_weight}; leave it away")
         self._panel.check(mode, chosen)
         if self.compiled and chosen.teacher_learns and self.teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
@@ -189,7 +190,7 @@ class Distiller(keras.Model):
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a missing teacher_optimizer, for kernels that can't be damped or frozen, for jit_compile with a teacher_cache.
+        Raises: BadInput for a loss of probabilities, a missing teacher_optimizer, kernels that can't be damped or frozen, jit_compile with a teacher_cache.
         """
         for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
@@ -199,6 +200,7 @@ class Distiller(keras.Model):
             raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the variables of the others as well")
         if teacher_optimizer is not None and not isinstance(teacher_optimizer, str) and any(one is teacher_optimizer for one in (optimizer, *others)):
             raise BadInput("teacher_optimizer: expected one of its own, received that of the student; make another")
+        check_loss(loss)
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
@@ -412,6 +414,12 @@ class _Terms:
 
 
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"
+
+
+def _check_weights(**weights):
+    for name, weight in weights.items():
+        if weight is not None and not 0 <= weight < math.inf:
+            raise BadInput(f"{name}: expected a number of 0 or more, received {weight}")
 
 
 def _check_path(filepath, overwrite=True, save_format=None, **_):

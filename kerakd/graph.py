@@ -153,6 +153,14 @@ def clone_layer(layer, **changes):
         ) from error
 
 
+def flat(model):
+    """A model of the same layers, those of nested models among them; the same model where two of them have one name."""
+    layers = {call.layer for call in calls(model)}
+    if len({layer.name for layer in layers}) < len(layers):
+        return model
+    return rebuild(model, lambda layer, args, kwargs: layer(*args, **kwargs))
+
+
 def rebuild(model, call, on_input=lambda tensor: tensor, dtype=None):
     """A new functional model: `walk` over symbolic inputs of the same shapes and names.
 

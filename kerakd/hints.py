@@ -4,7 +4,7 @@ import tf_keras as keras
 
 from kerakd import losses
 from kerakd.errors import BadInput
-from kerakd.graph import check_functional
+from kerakd.graph import check_functional, flat
 
 
 class Hints:
@@ -12,7 +12,7 @@ class Hints:
 
     Args:
         student, teacher: functional models.
-        pairs: [(name of a layer of the student, name of a layer of the teacher)].
+        pairs: [(name of a layer of the student, name of a layer of the teacher)]; of the teacher also one in a model nested in it.
         loss: a key of losses.FEATURES. "hint" compares values: a 1x1 convolution, which learns, brings the student's channels
             to the teacher's. "attention" compares where the energy is: only the sizes of the images have to agree.
         weight: of all pairs together.
@@ -28,6 +28,8 @@ class Hints:
             raise BadInput(f"hint_loss: expected one of {', '.join(losses.FEATURES)}, received {loss!r}")
         check_functional(teacher, "teacher")
         self.loss, self.weight = losses.FEATURES[loss], weight
+        if any(theirs not in {layer.name for layer in teacher.layers} for _, theirs in pairs):
+            teacher = flat(teacher)
         self.student = keras.Model(student.inputs, [student.output, *(_output(student, mine, "student") for mine, _ in pairs)])
         self.teacher = keras.Model(teacher.inputs, [teacher.output, *(_output(teacher, theirs, "teacher") for _, theirs in pairs)])
         self.projectors = []

@@ -8,17 +8,6 @@ teacher features [n, ...]), channels last, and returns [n].
 import tensorflow as tf
 
 
-def cross_entropy(labels, logits):
-    """Hard loss: -log softmax(logits)[label], [n].
-
-    Args: labels [n] integer; logits [n, C].
-
-    >>> float(cross_entropy(tf.constant([0]), tf.constant([[0.0, 0.0]]))[0])
-    0.6931471824645996
-    """
-    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, tf.cast(logits, tf.float32))
-
-
 def kl(student, teacher, temperature=1.0):
     """T^2 * KL(softmax(z_t/T) || softmax(z_s/T)) (FunMatch, section 3; QKD, section 3.2; Hinton et al. 2015 for T^2).
 
@@ -47,7 +36,11 @@ def logit_mse(student, teacher, temperature=1.0):
 
 
 def standardized_kl(student, teacher, temperature=2.0):
-    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024)."""
+    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024).
+
+    A student that says the same of each class, as a head of zeros does, is at a corner: its gradient is some millions of times the usual
+    one, which SGD takes as it is and Adam remembers; clip it.
+    """
 
     def standardize(z):
         z = tf.cast(z, tf.float32)

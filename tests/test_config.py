@@ -87,6 +87,14 @@ def test_later_flags_win_over_a_flag_file(tmp_path):
     assert parse(["x", f"--flagfile={file}", "--batch_size=7"])[0].batch_size == 7
 
 
+def test_a_path_may_begin_at_home(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    told = ["--dataset=digits", "--phase=trained_teacher:1", "--student=~/a.keras", "--teacher=~/b.keras,size=8", "--teacher_cache=~", "--workdir=~/run~"]
+    config, where = parse(["run", *told], extra=(("workdir", "", "where"),))
+    assert (config.student, config.teacher, config.teacher_cache) == ("/home/me/a.keras", ("/home/me/b.keras,size=8",), "/home/me")
+    assert where == {"workdir": "/home/me/run~"}
+
+
 def test_every_field_is_a_flag_with_help():
     values = flags.FlagValues()
     commandline.define(values, Config)

@@ -1,5 +1,7 @@
 """Laws of the distiller: who is moved by what, the losses in the history, phases, refusals."""
 
+import functools
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -160,13 +162,13 @@ def test_the_table_is_the_papers():
 def test_a_step_goes_down_its_own_loss_and_does_not_reach_into_the_other_network(mode):
     row = MODES[mode]
     student, teacher, same_student, same_teacher = net(1, norm=False), net(2, norm=False), net(1, norm=False), net(2, norm=False)
-    labels = tf.constant(Y)
+    labels, cross_entropy = tf.constant(Y), keras.losses.sparse_categorical_crossentropy
     with tf.GradientTape(persistent=True) as tape:
         z_s, z_t = same_student(X), same_teacher(X)
-        student_loss = row.hard_weight * tf.reduce_mean(losses.cross_entropy(labels, z_s))
+        student_loss = row.hard_weight * tf.reduce_mean(cross_entropy(labels, z_s, from_logits=True))
         if row.teacher:
             student_loss += row.soft_weight * tf.reduce_mean(losses.kl(z_s, z_t, 2.0))
-        teacher_loss = tf.reduce_mean(losses.cross_entropy(labels, z_t))
+        teacher_loss = tf.reduce_mean(cross_entropy(labels, z_t, from_logits=True))
         if row.teacher_listens:
             teacher_loss += row.soft_weight * tf.reduce_mean(losses.kl(z_t, z_s, 2.0))
     train(taught(mode, student, teacher if row.teacher else None, temperature=2.0))
@@ -573,8 +575,36 @@ def test_a_mode_has_the_weights_asked_for_last():
     assert (model.hard_weight, model.soft_weight) == (0.0, 0.5)
     model.enter("alone")
     assert (model.hard_weight, model.soft_weight) == (1.0, 0.0)  # the constructor's are of what it weighs against the teacher
-    model.enter("alone", soft_weight=3.0)
-    assert model.soft_weight == 0.0  # nobody to listen to
+    for mode, weights, telling in (
+        ("alone", {"soft_weight": 3.0}, "soft_weight: expected none in mode 'alone', which has no soft loss, received 3.0"),
+        ("trained_teacher", {"hard_weight": -1.0}, "hard_weight: expected a number of 0 or more, received -1.0"),
+    ):
+        with pytest.raises(BadInput, match=telling):
+            model.enter(mode, **weights)
+    assert (model.mode_name, model.hard_weight, model.soft_weight) == ("alone", 1.0, 0.0)
+
+
+@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy, keras.losses.CategoricalCrossentropy()])
+def test_a_loss_that_would_read_logits_as_probabilities_is_refused(loss):
+    with pytest.raises(
+        BadInput, match="loss: expected one of logits, received '?(sparse_c|C)ategorical_?[cC]rossentropy'?, which takes probabilities; give .*from_logits=True"
+    ):
+        Distiller(student=net(1), mode="alone").compile("adam", loss=loss)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        None,
+        "mse",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        functools.partial(keras.losses.sparse_categorical_crossentropy, from_logits=True),
+    ],
+)
+def test_a_loss_of_logits_is_taken(loss):
+    model = Distiller(student=net(1), mode="alone")
+    model.compile("adam", loss=loss)
+    assert np.all(np.isfinite(model.evaluate(X, Y if loss != "mse" else np.eye(3, dtype=np.float32)[Y], verbose=0)))
 
 
 # ---- Quantized students and users' own -----------------------------------------------------------------------------------------------------------

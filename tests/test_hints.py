@@ -10,6 +10,7 @@ from kerakd.distiller import Distiller
 from kerakd.errors import BadInput
 from kerakd.hints import Hints
 from kerakd.quantizers import Interval
+from kerakd.teachers import Teacher
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -75,6 +76,20 @@ def test_a_layer_that_is_called_twice_gives_no_hint_and_one_of_another_model_tha
     student = keras.Model(x, keras.layers.Dense(3)(twice(keras.layers.Dense(4)(twice(x)))))
     with pytest.raises(BadInput, match="hints: expected a layer that the student calls once, received 'twice', called 2 times"):
         Hints(student, teacher, [("twice", "b")])
+
+
+def test_a_layer_of_a_nested_teacher_gives_a_hint():
+    inner = net(1, 4)
+    teacher = Teacher("t.keras", values="0..255").prepared(inner)
+    nested, plain = Hints(net(0, 2), teacher, PAIRS), Hints(net(0, 2), inner, PAIRS)
+    for one, other in zip(nested.teacher(X), plain.teacher(127.5 * X + 127.5), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-4)
+    own = Hints(net(0, 2), teacher, [("logits", inner.name)], loss="hint")  # the nested model is a layer too
+    assert own.teacher(X)[1].shape == (8, 3)
+    inputs = keras.Input((6, 6, 1))
+    twins = keras.Model(inputs, L.Add()([net(1, 4)(inputs), keras.Model(inner.inputs, inner.outputs, name="other")(inputs)]))
+    with pytest.raises(BadInput, match="expected a layer of the teacher, received 'b'"):
+        Hints(net(0, 2), twins, PAIRS)
 
 
 @every

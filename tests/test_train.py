@@ -171,7 +171,7 @@ def test_a_run_does_not_go_on_under_another_teacher(nets, here, tmp_path, data_d
     model.save(teacher)
     (tmp_path / "run" / "models" / "taught_0.keras").unlink()
     status, _, err = here(train.main, *flags, "--resume")
-    assert status == 2 and f"expected the data that {tmp_path / 'run'} is trained on, received {teacher} \"sha256" in err and len(err.splitlines()) == 1, err
+    assert status == 2 and f'expected the data that {tmp_path / "run"} is trained on, received {teacher} "sha256' in err and len(err.splitlines()) == 1, err
     shutil.copy(nets / "teacher.keras", teacher)
     status, out, err = here(train.main, *flags, "--resume")
     assert status == 0, out + err
