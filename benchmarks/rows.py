@@ -10,7 +10,7 @@ STEPS = RESULTS / "steps.json"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """what: in words. against: the float row that trained as long in all, alone; "" where there is none. alone: the same row without a teacher."""
+    """what: in words. against: the float row that trained as long in all, alone; "" where there is none. alone: the same row but for the teacher."""
 
     what: str
     against: str = ""
@@ -66,12 +66,16 @@ SECTIONS = {
         for epochs in (3, 6)
     },
     "kerakd's best: under the trained teacher at T 4, a scale for each channel, from the float student": {
-        "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "ternary_c_alone"),
-        "best_w4a4": Row("4-bit weights and activations", "float_longer", "qkd_w4a4_ss"),
-        "best_w2a2": Row("2-bit weights and activations", "float_longer", "qkd_w2a2_ss"),
+        "best_ternary_alone": Row("ternary weights, 8-bit activations, no teacher", "float_longer"),
+        "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "best_ternary_alone"),
+        "best_w4a4_alone": Row("4-bit weights and activations, no teacher", "float_longer"),
+        "best_w4a4": Row("4-bit weights and activations", "float_longer", "best_w4a4_alone"),
+        "best_w2a2_alone": Row("2-bit weights and activations, no teacher", "float_longer"),
+        "best_w2a2": Row("2-bit weights and activations", "float_longer", "best_w2a2_alone"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
         "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, the float student taught as well", "float_longer"),
-        "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer"),
+        "best_mobilenet_w4a4_alone": Row("MobileNetV2 of half the width, 4-bit weights and activations, no teacher", "mobilenet_longer"),
+        "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer", "best_mobilenet_w4a4_alone"),
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}

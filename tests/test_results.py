@@ -1,5 +1,6 @@
 """What results/ holds: a configuration for each row, runs that were made from them, and tables that say what the runs say."""
 
+import dataclasses
 import json
 import re
 import threading
@@ -36,8 +37,17 @@ def test_every_row_has_a_configuration_and_every_configuration_a_row():
 def test_a_row_says_what_it_is_and_how_it_is_run(title, name):
     header = [line for line in (CIFAR10 / f"{name}.cfg").read_text().splitlines() if line.startswith("#")]
     assert header[0] == f"# {title}: {rows.ROWS[name].what}." and f"--flagfile=results/cifar10/{name}.cfg" in header[2]
-    alone = rows.ROWS[name].alone
-    assert not alone or (config(name).taught() and not config(alone).taught())
+
+
+OF_THE_TEACHER = ("teacher", "teacher_width", "teacher_cache", "phase", "temperature", "soft_weight", "hard_weight")
+
+
+@pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.alone])
+def test_a_row_is_compared_with_the_same_without_a_teacher(name):
+    taught, alone = config(name), config(rows.ROWS[name].alone)
+    assert taught.taught() and not alone.taught() and sum(count for _, count in taught.phases()) == sum(count for _, count in alone.phases())
+    apart = [field.name for field in dataclasses.fields(taught) if getattr(taught, field.name) != getattr(alone, field.name)]
+    assert set(apart) <= set(OF_THE_TEACHER)
 
 
 def epochs(name):
