@@ -29,7 +29,8 @@ def _use(card, file):
     return [
         "## Use",
         "",
-        f"* input: float32 {shape}, one image, channels last, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`)",
+        f"* input: float32 {shape}, one image, channels last{', RGB' * (shape[-1] == 3)}, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`); "
+        "one of another size resized whole as by `tf.image.resize`: bilinear, half-pixel centers, aspect not kept, no antialiasing",
         f"* output: float32 [1, {len(names)}], logits; the class is the largest: {', '.join(f'{k} {name}' for k, name in enumerate(names))}",
         "",
         "```python",
@@ -42,7 +43,9 @@ def _use(card, file):
         'logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]',
         "```",
         "",
-        'LiteRT in C++ and on Android calls it the same way; `kerakd.to_tflite(student, io="int8")` makes a file whose input and output are integers.',
+        'LiteRT in C++, on Android and iOS calls it the same way. `kerakd.to_tflite(student, io="int8")` makes a file whose input and output are '
+        "integers, `q = round((pixel / 127.5 - 1) / scale) + zero_point` and `logit = (q - zero_point) * scale` by its tensors' own two numbers; "
+        "`student` is a model of the run's, read by Keras's `load_model` inside `kerakd.quantize_scope()`.",
         "",
     ]
 

@@ -34,7 +34,10 @@ def _kept(proof):
 
 REQUIREMENTS = {  # what a proof has to show before anything is written
     "codes": ("every weight code equal in both containers, and none that nobody trained", lambda proofs: all(map(_codes, proofs.values()))),
-    "int8": ("every logit, top-1 and code of the int8 container equal to the student's, and nothing in it float", lambda proofs: proofs["int8"].exact),
+    "int8": (
+        "every logit, top-1 and code of the int8 container equal to those of the student's snapped copy, and nothing in it float",
+        lambda proofs: proofs["int8"].exact,
+    ),
     "unpacked": ("the same of the int4 container after kerakd.unpack", lambda proofs: proofs["int4, unpacked"].exact),
     "emulated": ("every logit of the int4 container as it is equal to its emulation in NumPy", lambda proofs: proofs["int4"].emulated_equal == 1),
     "kept": ("the class that the float32 student names on 99 of 100 images, by the int8 container", lambda proofs: _kept(proofs["int8"])),

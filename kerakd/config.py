@@ -35,14 +35,14 @@ class Config:
     student_width: float = flag(1.0, "multiplies the channels of a student by name")
     teacher: tuple = flag(
         (),
-        "NETWORK[,size=PIXELS][,weight=NUMBER][,values=RANGE]: a teacher, likewise; that of a file is trained already; RANGE what it takes, one of "
+        "NETWORK[,size=PIXELS][,weight=NUMBER][,values=RANGE]: a teacher, by name or a file's, which is trained already; RANGE what it takes, one of "
         f"{', '.join(VALUES)}; repeat it for more",
     )
     teacher_width: float = flag(1.0, "multiplies the channels of a teacher by name")
     teacher_epochs: int = flag(0, "epochs of float training of the teacher before the phases")
     float_epochs: int = flag(0, "epochs of float training of the student: the float row of the table, and the start with --start=float")
     weights: str = flag("ternary", f"quantizer of kernels: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or ternary,scale=positive")
-    activations: str = flag("interval:8", "quantizer of activations, likewise")
+    activations: str = flag("interval:8", f"quantizer of activations: float or {', '.join(quantizers.BY_NAME)}, as interval:4 or pact:4")
     signed: str = flag("interval:8", "quantizer of activations that can be negative, of what the last layer reads and of the logits: an interval of 8 bits")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
@@ -60,7 +60,7 @@ class Config:
     ensemble_views: int = flag(1000, "views that a teacher averages over with --view=fix/ic_ens")
     teacher_cache: str = flag("", "a folder that keeps the teacher's logits of every view: another run with the same views does not ask it again")
     hint: tuple = flag((), "STUDENT_LAYER=TEACHER_LAYER whose outputs are compared as well; repeat it for more")
-    hint_loss: str = flag("hint", "how", losses.FEATURES)
+    hint_loss: str = flag("hint", "how the outputs of --hint's layers are compared", losses.FEATURES)
     hint_weight: float = flag(1.0, "weight of the hints' losses together")
     soft_loss: str = flag("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
     hard_weight: typing.Optional[float] = flag(None, "weight of the loss on labels in phases with a teacher; not given: the mode's own")

@@ -119,7 +119,7 @@ def test_a_dataset_that_is_not_there_and_has_no_host_says_how_to_get_it(tmp_path
         raise OSError("no network")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_network)  # the one thing that can't be had for real: a machine that is surely offline
-    monkeypatch.setenv("https_proxy", "http://proxy:8080")
+    monkeypatch.setenv("https_proxy", "http://localhost:8080")
     assert splits._unreachable_host(splits._builder("cifar10", str(tmp_path))) is None  # the proxy would look it up
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
