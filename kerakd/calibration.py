@@ -10,6 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from kerakd import graph
 from kerakd.errors import BadInput
+from kerakd.kinds import is_transparent
 from kerakd.wrapper import QuantizedActivation, interval_variables
 
 
@@ -39,6 +40,8 @@ def calibrate(model, images, rule="max"):
             seen[variable.ref()] = tf.identity(variable)
 
     def run(layer, args, kwargs):
+        if is_transparent(layer) and layer._expects_training_arg:  # augmentation would train unless it is told
+            kwargs = {"training": False, **kwargs}
         if isinstance(layer, QuantizedActivation):
             fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables)
         elif isinstance(layer, QuantizeWrapper):
@@ -80,8 +83,16 @@ def _checked(images, model):
 
 def _quantizes_pixels(layer):
     """Whether it is the quantizer of an input that the plan took for pixels."""
-    read = [node.layer for node in layer.outbound_nodes]
-    return isinstance(layer, QuantizedActivation) and layer.quantizer.levels()[0] == 0 and any(isinstance(one, keras.layers.Rescaling) for one in read)
+    return isinstance(layer, QuantizedActivation) and layer.quantizer.levels()[0] == 0 and any(isinstance(one, keras.layers.Rescaling) for one in _read(layer))
+
+
+def _read(layer):
+    """The layers that read its output, past those that pass values on."""
+    for node in layer.outbound_nodes:
+        if is_transparent(node.layer):
+            yield from _read(node.layer)
+        else:
+            yield node.layer
 
 
 def _untouched(norm):

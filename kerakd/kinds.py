@@ -8,7 +8,9 @@ from kerakd.wrapper import kernel_name
 L = keras.layers
 TRANSPARENT = (  # layers whose output holds values of their input (and zeros), so it is on its input's grid
     *(L.MaxPooling1D, L.MaxPooling2D, L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.Flatten, L.Reshape, L.Permute),
-    *(L.ZeroPadding1D, L.ZeroPadding2D, L.Cropping1D, L.Cropping2D, L.Dropout, L.SpatialDropout2D, L.GaussianNoise),
+    *(L.ZeroPadding1D, L.ZeroPadding2D, L.Cropping1D, L.Cropping2D, L.Identity, L.ActivityRegularization),
+    *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.GaussianDropout, L.AlphaDropout, L.GaussianNoise),  # these while they infer
+    *(L.RandomFlip, L.RandomRotation, L.RandomZoom, L.RandomTranslation, L.RandomContrast, L.RandomBrightness),
 )
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
@@ -16,18 +18,37 @@ FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Soft
 EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
 
 
+def computes(layer, *classes):
+    """Whether a layer computes what one of these Keras classes does: a subclass that calls or merges in its own way may compute something else."""
+    return any(isinstance(layer, cls) and _work(type(layer)) == _work(cls) for cls in classes)
+
+
+def _work(cls):
+    return [getattr(cls, method, None) for method in ("call", "_merge_function")]
+
+
+def is_transparent(layer):
+    """Whether it is of TRANSPARENT."""
+    return computes(layer, *TRANSPARENT)
+
+
+def passes_on(layer):
+    """Whether its output holds values of its inputs, which then are on one grid with it."""
+    return computes(layer, L.Concatenate, *TRANSPARENT)
+
+
 def is_relu(layer):
     """Whether the layer is a ReLU, bounded or not."""
-    return isinstance(layer, L.ReLU) and not (layer.negative_slope or layer.threshold)
+    return computes(layer, L.ReLU) and not (layer.negative_slope or layer.threshold)
 
 
 def is_sigmoid(layer):
-    return isinstance(layer, L.Activation) and layer.activation is keras.activations.sigmoid
+    return computes(layer, L.Activation) and layer.activation is keras.activations.sigmoid
 
 
 def is_per_channel(layer):
     """Whether a BatchNorm normalizes each channel, the last axis of at most four: of another one the file has no integer form."""
-    return isinstance(layer, L.BatchNormalization) and _rank(layer) <= 4 and list(layer.axis) == [_rank(layer) - 1]
+    return computes(layer, L.BatchNormalization) and _rank(layer) <= 4 and list(layer.axis) == [_rank(layer) - 1]
 
 
 def _rank(layer):
@@ -39,7 +60,7 @@ def fuses(call, reader):
     weighted = kernel_name(call.layer) is not None
     if isinstance(reader.layer, L.BatchNormalization):
         return weighted and is_per_channel(reader.layer)
-    return is_relu(reader.layer) and (weighted or isinstance(call.layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.Add, *FLOAT)))
+    return is_relu(reader.layer) and (weighted or computes(call.layer, L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.Add, *FLOAT))
 
 
 def is_exact(layer):
@@ -49,8 +70,8 @@ def is_exact(layer):
     if isinstance(layer, L.BatchNormalization):
         return is_per_channel(layer)
     if isinstance(layer, L.Rescaling):
-        return _rank(layer) <= 4
-    return is_relu(layer) or is_sigmoid(layer) or isinstance(layer, (*EXACT, *TRANSPARENT))
+        return computes(layer, L.Rescaling) and _rank(layer) <= 4
+    return is_relu(layer) or is_sigmoid(layer) or computes(layer, *EXACT, *TRANSPARENT)
 
 
 def has_kernel(layer):

@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import KEEPS_SIGN, TRANSPARENT, fuses, has_kernel, is_exact, is_relu, is_sigmoid
+from kerakd.kinds import KEEPS_SIGN, computes, fuses, has_kernel, is_exact, is_relu, is_sigmoid, is_transparent, passes_on
 from kerakd.quantizers import Interval, Quantizer, Sigmoid
 from kerakd.wrapper import kernel_name
 
@@ -43,7 +43,7 @@ def _never_negative(call, known):
     layer = call.layer
     if is_relu(layer) or is_sigmoid(layer):
         return True
-    return isinstance(layer, KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
+    return computes(layer, *KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
 
 
 def _last(calls):
@@ -63,7 +63,7 @@ def _at_the_end(call, last):
     passing = [reader for value in call.outputs for reader in value.readers]
     if _ends_one(call, last) or any(value.is_output for value in call.outputs):
         return True
-    return bool(passing) and all(id(r) in last or (isinstance(r.layer, (*TRANSPARENT, L.Concatenate)) and _at_the_end(r, last)) for r in passing)
+    return bool(passing) and all(id(r) in last or (passes_on(r.layer) and _at_the_end(r, last)) for r in passing)
 
 
 def plan(model, scheme):
@@ -146,7 +146,7 @@ def free_name(wanted, taken):
 def _origin(value):
     """The call whose values the tensor holds; None for a model input."""
     call = value.call
-    while call is not None and isinstance(call.layer, TRANSPARENT):
+    while call is not None and is_transparent(call.layer):
         call = call.inputs[0].call
     return call
 
@@ -174,8 +174,8 @@ def takes_pixels(calls):
 
     calls: `graph.calls` of it.
     """
-    readers = [call.layer for call in calls if any(value.call is None for value in call.inputs)]
-    return all(isinstance(layer, L.Rescaling) and _takes_pixels(layer) for layer in readers)
+    readers = [call.layer for call in calls if any(_origin(value) is None for value in call.inputs) and not is_transparent(call.layer)]
+    return all(computes(layer, L.Rescaling) and _takes_pixels(layer) for layer in readers)
 
 
 def _takes_pixels(rescaling):
@@ -198,7 +198,7 @@ def _groups(calls):
         return key
 
     for call in calls:
-        if isinstance(call.layer, L.Concatenate):
+        if computes(call.layer, L.Concatenate):
             for value in call.inputs:
                 for source in _sources(value.call):
                     parent[root(id(source))] = root(id(call))
@@ -209,7 +209,7 @@ def _sources(call):
     """The calls whose values `call` passes on: itself, unless it is transparent."""
     if call is None:
         return []
-    if isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
+    if passes_on(call.layer):
         return [call, *(source for value in call.inputs for source in _sources(value.call))]
     return [call]
 
@@ -253,9 +253,9 @@ def _kernel_quantizer(call, first, last, scheme):
 
 def _output_quantizer(call, at_the_end, scheme, kind):
     reader = call.sole_reader
-    if isinstance(call.layer, TRANSPARENT) or (reader is not None and fuses(call, reader)):
+    if is_transparent(call.layer) or (reader is not None and fuses(call, reader)):
         return None
-    if isinstance(call.layer, L.Concatenate):
+    if computes(call.layer, L.Concatenate):
         return None  # its operands are quantized together
     rule = _rule(scheme, call) or scheme
     if rule.activations is None:

@@ -9,7 +9,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import TRANSPARENT
+from kerakd.kinds import computes, is_transparent
 from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
@@ -22,7 +22,7 @@ def simplify(model):
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6) become layers, where there is one.
-    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it.
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a mean over a row one over such an image.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 
@@ -57,7 +57,7 @@ class _Copier:
 
     def copy(self, layer, args, kwargs):
         """Symbolic outputs that stand for layer(*args, **kwargs)."""
-        rule = next((rule for classes, rule in _RULES.items() if type(layer) in np.ravel(classes)), None)  # a subclass may compute something else
+        rule = _OF_TYPE.get(type(layer)) or next((rule for cls, rule in _RULES.items() if computes(layer, cls)), None)
         outputs = rule(self, layer, args, kwargs) if rule else None
         return self.clone(layer)(*args, **kwargs) if outputs is None else outputs
 
@@ -125,7 +125,7 @@ class _Copier:
 def _holds_input(x):
     """Whether a tensor has values of a model's input, at most through layers that only pass values on."""
     node = x.node
-    while isinstance(node.layer, TRANSPARENT):
+    while is_transparent(node.layer):
         node = node.keras_inputs[0].node
     return isinstance(node.layer, L.InputLayer)
 
@@ -192,12 +192,13 @@ def _pairs(copier, layer, args, kwargs):
     """An addition or product of several tensors, one after the other."""
     first, *rest = args[0]
     for operand in rest:
-        first = copier.new(type(layer), layer.name)([first, operand])
+        first = copier.new(L.Add if isinstance(layer, L.Add) else L.Multiply, layer.name)([first, operand])
     return first
 
 
 def _concatenation(copier, layer, args, kwargs):
-    return copier.concatenate(copier.clone(layer), args[0], layer.name)
+    """A layer for each call: each has a grid of its own."""
+    return copier.concatenate(graph.clone_layer(layer, name=copier.name(layer.name)), args[0], layer.name)
 
 
 def _rescaling(copier, layer, args, kwargs):
@@ -216,6 +217,16 @@ def _normalization(copier, layer, args, kwargs):
 
 def _global_average(copier, layer, args, kwargs):
     return copier.average(args[0], layer.name, layer.keepdims) if layer.data_format == "channels_last" else None
+
+
+def _global_average_1d(copier, layer, args, kwargs):
+    """The mean of a row: that of an image of height 1."""
+    (x,) = args
+    if layer.data_format != "channels_last":
+        return None
+    image = copier.lifted[id(x)] if id(x) in copier.lifted else copier.new(L.Reshape, f"{layer.name}_image", [1, -1, x.shape[-1]])(x)
+    y = copier.average(image, layer.name, False)
+    return copier.new(L.Reshape, f"{layer.name}_kept", [1, x.shape[-1]])(y) if layer.keepdims else y
 
 
 def _operator(copier, layer, args, kwargs):
@@ -271,6 +282,11 @@ def _concat(copier, name, values):
     return copier.concatenate(copier.new(L.Concatenate, name), tensors, name) if axis in (-1, len(tensors[0].shape) - 1) else None
 
 
+def _cast(copier, name, values):
+    """One to what the tensor is already."""
+    return values[0] if len(values) == 2 and tf.as_dtype(values[1]) == values[0].dtype else None
+
+
 def _reshape(copier, name, values):
     """One that leaves the images apart."""
     x, shape = values if len(values) == 2 else (None, None)
@@ -296,6 +312,7 @@ _OPERATORS = {
     **dict.fromkeys(("reduce_mean",), _mean),
     **dict.fromkeys(("concat",), _concat),
     **dict.fromkeys(("reshape",), _reshape),
+    **dict.fromkeys(("cast",), _cast),
 }
 
 
@@ -304,17 +321,24 @@ def _pooling(copier, layer, args, kwargs):
     return graph.clone_layer(layer, name=copier.name(layer.name))(*args, **kwargs)
 
 
-_RULES = {
-    L.AveragePooling2D: _pooling,
+# of these alone: a subclass may be built otherwise, and stays as it is
+_OF_TYPE = {
     L.Conv1D: _convolution_1d,
     L.BatchNormalization: _batch_norm,
-    (StandardizedConv2D, L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense): _split_activation,
+    **dict.fromkeys(
+        (StandardizedConv2D, L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense), _split_activation
+    ),
+}
+_RULES = {
+    L.AveragePooling2D: _pooling,
     L.Activation: _activation,
     L.ReLU: _relu,
-    (L.Add, L.Multiply): _pairs,
+    L.Add: _pairs,
+    L.Multiply: _pairs,
     L.Concatenate: _concatenation,
     L.Rescaling: _rescaling,
     L.Normalization: _normalization,
+    L.GlobalAveragePooling1D: _global_average_1d,
     L.GlobalAveragePooling2D: _global_average,
     keras.src.layers.core.tf_op_layer.TFOpLambda: _operator,
 }

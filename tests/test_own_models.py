@@ -52,6 +52,52 @@ def conv(x, **kwargs):
     return L.Conv2D(8, 3, padding="same", **kwargs)(x)
 
 
+class Squared(L.ReLU):
+    def call(self, inputs):
+        return tf.square(tf.nn.relu(inputs))
+
+
+class OneVariance(L.BatchNormalization):
+    def call(self, inputs, training=None):
+        return (inputs - self.moving_mean) * self.gamma / tf.sqrt(self.moving_variance + 1.0) + self.beta
+
+
+class Difference(L.Add):
+    def _merge_function(self, inputs):
+        return inputs[0] - inputs[1]
+
+
+class Sum(L.Add):
+    """As the four below: another name for the same."""
+
+
+class Mean(L.AveragePooling2D):
+    pass
+
+
+class Join(L.Concatenate):
+    pass
+
+
+class Norm(L.BatchNormalization):
+    pass
+
+
+class Positive(L.ReLU):
+    pass
+
+
+def by_other_names(x):
+    mean = Mean()
+    y, z = (Positive(6.0)(Norm()(conv(x))) for _ in range(2))
+    return Join()([mean(Sum()([y, z, conv(x)])), Norm()(mean(y)), mean(x)])
+
+
+def joined_twice(x):
+    join = L.Concatenate()
+    return join([conv(join([conv(x, activation="relu"), conv(x)]), activation="relu"), conv(x)])
+
+
 BODIES = {  # and whether all of it is integers
     "norm over rows behind a convolution": (lambda x: L.ReLU()(L.BatchNormalization(axis=1)(conv(x))), False),
     "norm over columns alone": (lambda x: conv(L.BatchNormalization(axis=2)(L.MaxPooling2D()(conv(x)))), False),
@@ -81,6 +127,14 @@ BODIES = {  # and whether all of it is integers
         True,
     ),
     "frozen": (lambda x: L.ReLU()(L.BatchNormalization(trainable=False)(conv(x, trainable=False))), True),
+    "a ReLU that squares": (lambda x: Squared()(conv(Squared()(conv(x)))), False),
+    "a norm of its own": (lambda x: L.ReLU()(OneVariance()(conv(x))), False),
+    "an addition that subtracts": (lambda x: conv(Difference()([conv(x, activation="relu"), conv(x, activation="relu")])), False),
+    "layers by other names": (by_other_names, True),
+    "a concatenation called twice": (joined_twice, True),
+    "equal means behind dropouts": (lambda x: L.Add()([conv(L.AveragePooling2D()(L.Dropout(0.1)(y))) for y in [conv(x)] * 2]), True),
+    "equal ReLUs behind maxima": (lambda x: L.Add()([conv(L.ReLU()(L.MaxPooling2D()(y))) for y in [conv(x)] * 2]), True),
+    "augmentation": (lambda x: conv(tf.cast(L.RandomRotation(0.1)(L.RandomFlip()(x)), tf.float32), activation="relu"), True),
     "names that quantizers would take": (lambda x: conv(conv(x, name="conv", activation="relu"), name="conv_relu_out"), True),
 }
 
@@ -90,11 +144,80 @@ def test_the_file_answers_as_the_student_does(name):
     body, exact = BODIES[name]
     student = calibrated(net(body))
     data = kerakd.to_tflite(student)
-    proof, ours, files = kerakd.verify(student, data, IMAGES), student(IMAGES).numpy(), run(data, IMAGES)
+    proof, ours, files = kerakd.verify(student, data, IMAGES), student(IMAGES, training=False).numpy(), run(data, IMAGES)
     assert proof.logits_equal > 0.98 and proof.exact >= exact, proof
     assert np.abs(ours - files).max() < 0.02 * np.ptp(ours)
-    assert np.abs(ours - net(body)(IMAGES)).max() < 0.1 * np.ptp(ours)  # 8 bits are near to float
+    assert np.abs(ours - net(body)(IMAGES, training=False)).max() < 0.1 * np.ptp(ours)  # 8 bits are near to float
     assert bool(kerakd.lint(student)) != exact
+
+
+@pytest.mark.parametrize("scheme, constants", [(W8, 0), (kerakd.Scheme(kerakd.Ternary(), kerakd.Interval(8)), 16)], ids=["W8A8", "ternary-A8"])
+def test_kernels_of_zeros_are_exact_and_ternary_ones_constants(scheme, constants):
+    """As networks are born whose residual branches begin with none."""
+    inputs = keras.Input(SHAPE)
+    x = conv(inputs, activation="relu")
+    for _ in range(2):
+        x = L.Add()([x, conv(x, kernel_initializer="zeros")])
+    student = calibrated(keras.Model(inputs, L.Dense(5)(L.Flatten()(x))), scheme=scheme)
+    proof = kerakd.verify(student, kerakd.to_tflite(student), IMAGES)
+    assert proof.exact and proof.dead_channels == constants, proof
+
+
+SMALL = {
+    "a kernel": lambda x: L.Rescaling(1e6)(conv(conv(x), kernel_initializer=keras.initializers.RandomNormal(stddev=5e-7), activation="relu")),
+    "a rescaling": lambda x: conv(L.Rescaling(1e-6)(L.Rescaling(1e6)(conv(x, activation="relu"))), activation="relu"),
+    "images": lambda x: conv(L.Rescaling(1e-6)(x), activation="relu"),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_what_is_small_beside_its_input_is_not_lost(name):
+    images = np.abs(IMAGES) * 1e6 if name == "images" else IMAGES
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(SHAPE)
+    scheme = kerakd.Scheme(kerakd.Ternary(), kerakd.Interval(8))
+    student = calibrated(keras.Model(inputs, L.Dense(5)(L.Flatten()(SMALL[name](inputs)))), images, scheme)
+    data = kerakd.to_tflite(student)
+    proof = kerakd.verify(student, data, images)
+    assert proof.exact and proof.dead_channels == 0 and proof.moved_steps < 2 and np.ptp(run(data, images)) > 0.1, proof
+
+
+def test_what_32_bits_cannot_hold_is_refused():
+    student = calibrated(net(lambda x: conv(L.Rescaling(1e-12, name="unit")(x))), np.abs(IMAGES) * 1e12)
+    with pytest.raises(BadInput, match="expected kernels and biases that 32-bit integers compute, received 8 channels of 'unit' whose weights are too small"):
+        kerakd.to_tflite(student)
+
+
+def test_tensors_that_are_alike_on_a_blank_image_are_told_apart():
+    images = IMAGES.copy()
+    images[0] = 0
+    branches = lambda x: L.Concatenate()([conv(x, use_bias=False, activation="relu") for _ in range(2)])  # noqa: E731
+    inputs = keras.Input(SHAPE)
+    student = calibrated(keras.Model(inputs, L.Dense(5)(L.Flatten()(branches(inputs)))), images)
+    assert kerakd.verify(student, kerakd.to_tflite(student), images).exact
+
+
+@pytest.mark.parametrize("scheme", [W8, kerakd.Scheme(kerakd.Interval(8, per_channel=True), kerakd.Interval(8))], ids=["a layer", "a channel"])
+def test_dense_layers_on_rows_are_exact_with_their_norms(scheme):
+    rows = np.random.default_rng(0).normal(size=(24, 6, 4)).astype(np.float32)
+    twice = lambda x: L.ReLU()(L.BatchNormalization()(L.Dense(8)(L.ReLU()(L.BatchNormalization()(L.Dense(8)(x))))))  # noqa: E731
+    student = calibrated(net(twice, (6, 4)), rows, scheme)
+    assert kerakd.verify(student, kerakd.to_tflite(student), rows).exact
+
+
+@pytest.mark.parametrize("keepdims", [False, True])
+def test_a_mean_over_a_row_is_exact(keepdims):
+    mean = L.GlobalAveragePooling1D(keepdims=keepdims)
+    model = net(lambda x: L.Concatenate()([mean(L.Conv1D(6, 3, activation="relu")(x)), mean(x)]), (32, 4))
+    student = calibrated(model, SENSORS)
+    assert kerakd.verify(student, kerakd.to_tflite(student), SENSORS).exact and not kerakd.lint(student)
+    assert student(SENSORS).shape == model(SENSORS).shape
+
+
+def test_a_gate_on_images_without_a_grid_is_float():
+    scheme = kerakd.Scheme(kerakd.Interval(8), kerakd.Interval(8), first=None)
+    student = calibrated(net(lambda x: conv(L.Activation("swish")(x), activation="relu")), scheme=scheme)
+    assert kerakd.verify(student, kerakd.to_tflite(student), IMAGES).float_tensors
 
 
 def once_behind_a_kernel_and_once_alone(x):
@@ -211,6 +334,7 @@ INPUTS = {  # what the model does to its input, images, and whether they are tak
     "half": (lambda x: x * 0.5, SENSORS, False),
     "Rescaling": (L.Rescaling(1 / 127.5, -1), PIXELS, True),
     "by 255": (lambda x: x / 255.0, PIXELS, True),
+    "Rescaling behind augmentation": (lambda x: L.Rescaling(1 / 127.5, -1)(L.RandomContrast(0.1)(L.RandomFlip()(x))), PIXELS, True),
     "Normalization of pixels": (adapted(PIXELS), PIXELS, True),
     "their mean away": (lambda x: x - tf.constant([123.7, 116.8, 103.9]), PIXELS, True),
 }
@@ -223,7 +347,7 @@ def test_the_inputs_grid_holds_what_the_model_takes(name):
     model = net(lambda x: kernel(first(x)), images.shape[1:])
     student = calibrated(model, images)
     assert student.layers[1].quantizer.levels() == ((0, 255) if pixels else (-128, 127))
-    assert np.abs(student(images) - model(images)).max() < 0.05 * np.ptp(model(images))
+    assert np.abs(student(images, training=False) - model(images, training=False)).max() < 0.05 * np.ptp(model(images, training=False))
     if pixels:
         with pytest.raises(BadInput, match="images: expected pixels, 0 and more, as the model begins with a rescaling of them, received -"):
             kerakd.calibrate(student, images - 300)

@@ -18,14 +18,15 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.kinds import TRANSPARENT, fuses, is_exact, is_relu
+from kerakd.kinds import computes, fuses, is_exact, is_relu, passes_on
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import Grid, short
 from kerakd.tflite.ties import avoid_ties
-from kerakd.wrapper import Narrowing, QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
+NOTHING = 2.0**-10  # of an output's step: by less nobody sees a channel move
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
@@ -36,7 +37,7 @@ class Linear:
     name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
     steps: float64 [C]. bias: int64 [C]. low, high: the trained codes' range. headroom: what they are multiplied by.
-    x, y: Grids. dead: channels whose multiplier is too small for integers, or bias too large; their codes are 0. shape: of one example where it is
+    x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0. shape: of one example where it is
     no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
 
@@ -117,10 +118,10 @@ def fold(model, container="int8"):
             made.setdefault(name, []).append(call.inputs[0].call)  # several where tensors of a concatenation share it
             avoid_ties(made[name], folded.grids[name], grids)
             grids[id(call.outputs[0])] = folded.grids[call.layer.name]
-        elif isinstance(call.layer, (*TRANSPARENT, L.Concatenate)):
+        elif passes_on(call.layer):
             known = [grids.get(id(value)) for value in call.inputs]
             grids[id(call.outputs[0])] = known[0] if all(grid is known[0] for grid in known) else None
-            if isinstance(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
+            if computes(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
                 folded.joined[call.layer.name] = known[0]
     for call in calls:
         linear = _linear(call, grids, folded, container, seen)
@@ -176,43 +177,62 @@ def _grid(layer):
 
 def _linear(call, grids, folded, container, seen):
     """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same codes and steps."""
-    layer, norm = call.layer, None
-    if isinstance(layer, QuantizedLayer):
+    layer, norm, weighted = call.layer, None, isinstance(call.layer, QuantizedLayer)
+    if weighted:
         reader = call.sole_reader
         norm = reader if reader and isinstance(reader.layer, L.BatchNormalization) and fuses(_unwrapped(call), reader) else None
     elif layer.name in folded.absorbed or not isinstance(layer, (L.BatchNormalization, L.Rescaling, L.AveragePooling2D)) or not is_exact(layer):
         return None
     x, y = grids.get(id(call.inputs[0])), output_grid(norm or call, grids)
     if x is None or y is None:
-        if not isinstance(layer, QuantizedLayer):
+        if not weighted:
             return None
         raise BadInput(
             f"model: expected quantized tensors on both sides of {layer.name!r}, received float ones; give the scheme activations to export to integers"
         )
     if norm:
         folded.absorbed.add(norm.layer.name)
-    template, codes, step, gain, bias, (low, high) = _PARTS[type(layer)](call, norm and norm.layer)
+    template, codes, step, gain, bias, (low, high) = _parts(layer)(call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
-    codes, steps, room = _told_apart(call, codes, step, gain, headroom(high, bits), seen)
-    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, low, high, room, bits)
+    least = _least_steps(bias, x, y)
+    room = _fitting(headroom(high, bits), (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
+    codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
+    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, low, high, room, bits, least)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
         linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
     return linear
 
 
-def _told_apart(call, codes, step, gain, room, seen):
+def _least_steps(bias, x, y):
+    """[C]: what a kernel's steps have to be at least. XNNPACK takes multipliers from 2^-32, the converter steps from about 4e-9; an accumulator has 32 bits."""
+    return np.maximum(np.maximum(np.abs(bias) / 2**30, y.step * 2.0**-31) / x.step, 2.0**-26)
+
+
+def _matters(codes, steps, bias, x, y):
+    """[C]: whether inputs move the channel by as much as can be seen, within the grid of the output."""
+    swing = np.abs(codes.reshape(-1, len(steps))).sum(0) * np.abs(steps) * x.step * max(-x.low, x.high)
+    return (swing >= y.step * NOTHING) & (bias + swing > (y.low - 1) * y.step) & (bias - swing < (y.high + 1) * y.step)
+
+
+def _fitting(room, times, name):
+    """The headroom, at most `room`, for steps that are so many `times` what they have to be. Raises: BadInput where none is small enough."""
+    if times.size and times.min() < 1:
+        raise BadInput(
+            f"model: expected kernels and biases that 32-bit integers compute, received {int(np.sum(times < 1))} channels of {name!r} whose weights are too "
+            "small beside their bias, their input or their output; rescale the input, or prune them"
+        )
+    return min(room, int(times.min())) if times.size else room
+
+
+def _told_apart(weighted, x, codes, step, gain, room, seen):
     """(codes, steps, headroom) as the file has them, unlike those that are `seen`, which the converter would merge with these."""
-    weighted = isinstance(call.layer, QuantizedLayer)
-    if not weighted:  # of two on one input with the same codes and steps it makes one operation, whatever their biases are
-        key = id(call.inputs[0]), codes.tobytes(), (step * np.abs(gain)).tobytes()
+    if not weighted:  # of two on one tensor with the same codes and steps it makes one operation, whatever their biases are
+        key = id(x), codes.tobytes(), (step * np.abs(gain)).tobytes()  # tensors that are one in the file, as two equal poolings, have one grid
         again, seen[key] = seen[key], seen[key] + 1
-        if room > again:
-            room -= again
-        elif again and (codes == 127).all():  # of a rescaling
-            codes, step = codes - again, step * 127 / (127 - again)
+        room, step = (room - again, step) if room > again else (room, step * (1 + 2.0**-15) ** again)
     sign = np.where(gain < 0, -1, 1) * room
     codes, steps = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape), step * np.abs(gain) / room
-    if weighted:  # of two equal kernels, wherever they are, it makes one constant
+    if weighted and steps.any():  # of two equal kernels, wherever they are, it makes one constant
         while seen[key := (codes.tobytes(), short(steps).tobytes())]:
             steps = steps * (1 + 2.0**-15)  # a unit of what `short` keeps
         seen[key] += 1
@@ -237,18 +257,16 @@ def _weighted_parts(call, norm):
 
 
 def _norm_parts(call, _):
-    """A BatchNorm on its own: a depthwise 1x1 convolution with the one code 127, its step the gain / 127."""
+    """A BatchNorm on its own: a depthwise 1x1 convolution with the one code 1, its step the gain."""
     gain, bias = _gain_and_bias(call.layer, 0.0)
-    codes = np.full([1, 1, len(gain), 1], 127)
-    return L.DepthwiseConv2D(1, name=call.layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
+    return L.DepthwiseConv2D(1, name=call.layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, (-1, 1)
 
 
 def _rescaling_parts(call, _):
     """A rescaling: as a BatchNorm on its own."""
     layer = call.layer
     gain, bias = (np.broadcast_to(np.float64(value), layer.input_shape[-1:]) for value in (layer.scale, layer.offset))
-    codes = np.full([1, 1, len(gain), 1], 127)
-    return L.DepthwiseConv2D(1, name=layer.name), codes, np.full(len(gain), 1 / 127), gain, bias, (-127, 127)
+    return L.DepthwiseConv2D(1, name=layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, (-1, 1)
 
 
 def pads(layer):
@@ -278,9 +296,12 @@ _PARTS = {
     QuantizedLayer: _weighted_parts,
     L.BatchNormalization: _norm_parts,
     L.Rescaling: _rescaling_parts,
-    Narrowing: _rescaling_parts,
     L.AveragePooling2D: _pool_parts,
 }
+
+
+def _parts(layer):
+    return next(parts for cls, parts in _PARTS.items() if isinstance(layer, cls))
 
 
 def _unwrapped(call):
@@ -309,14 +330,12 @@ def _carried(units, unit):
     return np.rint((units * unit).astype(np.float32) / unit).astype(np.int64)
 
 
-def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room, bits):
-    """The Linear with its steps shortened and its bias on the accumulator's grid; channels beyond integers become constants."""
-    # XNNPACK takes multipliers from 2^-32, the converter kernel steps from about 4e-9; an accumulator has 32 bits
-    reach = np.maximum(np.maximum(np.abs(bias) / 2**30, y.step * 2.0**-31), x.step * 2.0**-26)
-    dead = np.flatnonzero(x.step * steps < reach)
+def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room, bits, least):
+    """The Linear with its steps shortened and its bias on the accumulator's grid; channels whose steps are too small, which matter not, become constants."""
+    dead = np.flatnonzero(steps < least)
     codes, steps = codes.copy(), steps.copy()
     codes.reshape(-1, len(steps))[:, dead] = 0
-    steps[dead] = np.maximum(y.step / 256, reach[dead]) / x.step
+    steps[dead] = np.maximum(y.step / 256 / x.step, least[dead])
     steps = short(steps)
     unit = x.step * steps
     units = _carried(np.rint(bias / unit), unit)

@@ -11,6 +11,7 @@ from kerakd import graph
 from kerakd.tflite import flatfile, runtime
 
 HELD = 2**22  # values of all tensors together that are compared at once
+PAIRED_ON = 4  # images, as of a blank one many tensors are alike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,8 @@ def compare(snapped, folded, data, images):
 
     The file's tensors are made its outputs, so it is the runtime's own kernels that are looked at. What the copy makes of a tensor it
     makes of the file's values of the quantized tensors before it: a layer that rounds otherwise does not have those behind it
-    counted too, and where none differs, the whole is equal. Of tensors with one grid and size, the one that agrees best on the
-    first image is taken; of several that do, the first that is no other's.
+    counted too, and where none differs, the whole is equal. Of tensors with one grid and size, the one that agrees best on a
+    few images is taken; of several that do, the first that is no other's.
 
     Args:
         snapped: `reference.snap(model, folded)`; its layers are called anew.
@@ -50,14 +51,14 @@ def compare(snapped, folded, data, images):
     model = flatfile.read(data)
     inside = [index for index, tensor in enumerate(model.subgraphs[0].tensors) if _is_computed(model, tensor)]
     tensors = [model.subgraphs[0].tensors[index] for index in inside]
-    runs = runtime.each(flatfile.with_outputs(data, inside), images)
-    first = next(runs)
-    names, values, pairs = _paired(snapped, folded, images[:1], tensors, first)
+    file = flatfile.with_outputs(data, inside)
+    size = sum(output.size for output in next(runtime.each(file, images[:1])))
+    few = images[np.linspace(0, len(images) - 1, max(1, min(PAIRED_ON, len(images), HELD // size))).astype(int)]
+    names, values, pairs = _paired(snapped, folded, few, tensors, [np.stack(outputs) for outputs in zip(*runtime.each(file, few))])
     grids = [folded.grids[name] for name in names]
     layerwise = _layerwise(snapped, folded, pairs)
     equal, steps, sizes = (np.zeros(len(names), int) for _ in range(3))
-    at_once = max(1, HELD // sum(value.numpy().size for value in values))
-    runs = itertools.chain([first], runs)
+    at_once, runs = max(1, HELD // size), runtime.each(file, images)
     for begin in range(0, len(images), at_once):
         found = [np.stack(outputs) for outputs in zip(*itertools.islice(runs, at_once))]
         theirs = [grid.real(found[pair]).reshape(-1, *value.shape[1:]) for pair, grid, value in zip(pairs, grids, values, strict=True) if pair is not None]
@@ -75,15 +76,15 @@ def compare(snapped, folded, data, images):
     ]
 
 
-def _paired(snapped, folded, image, tensors, found):
+def _paired(snapped, folded, images, tensors, found):
     """(names of the quantizers in the order of their calls, what each makes of the file's values before it, the index of each one's tensor or None).
 
-    Tensors of a concatenation share a quantizer. image: [1, ...]; found: the file's values of `tensors` on it.
+    Tensors of a concatenation share a quantizer. images: [n, ...]; found: the file's values of `tensors` on them.
     """
     names, values, pairs = [], [], []
 
     def call(layer, args, kwargs):
-        value = layer(*args, **kwargs)
+        value = layer(*args, **({**kwargs, "training": False} if layer._expects_training_arg else kwargs))
         if layer.name not in folded.grids:
             return value
         grid = folded.grids[layer.name]
@@ -93,8 +94,8 @@ def _paired(snapped, folded, image, tensors, found):
         pairs.append(pair)
         return value if pair is None else tf.constant(grid.real(found[pair]).reshape(value.shape))
 
-    image = tf.constant(image, tf.float64)
-    graph.walk(snapped, tf.nest.map_structure(lambda _: image, snapped._nested_inputs), call)
+    images = tf.constant(images, tf.float64)
+    graph.walk(snapped, tf.nest.map_structure(lambda _: images, snapped._nested_inputs), call)
     return names, values, pairs
 
 

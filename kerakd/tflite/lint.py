@@ -7,7 +7,7 @@ import numpy as np
 import tf_keras as keras
 
 from kerakd import graph
-from kerakd.kinds import FLOAT, TRANSPARENT, fuses, is_exact
+from kerakd.kinds import FLOAT, computes, fuses, is_exact, passes_on
 from kerakd.tflite.fold import IN_TRAINING, STEPS, odd_bound, output_grid, pads
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
@@ -88,7 +88,7 @@ def _grids(calls):
     """{id of a Value: True} for the tensors on a grid."""
     grids = {}
     for call in calls:
-        passed = isinstance(call.layer, (*TRANSPARENT, L.Concatenate)) and all(id(value) in grids for value in call.inputs)
+        passed = passes_on(call.layer) and all(id(value) in grids for value in call.inputs)
         if passed or isinstance(call.layer, QuantizedActivation):
             grids.update((id(value), True) for value in call.outputs)
     return grids
@@ -127,9 +127,9 @@ def _no_integers(model, calls):
 def _padded_averages(model, calls):
     for call in calls:
         layer = call.layer
-        if isinstance(layer, L.AveragePooling2D) and pads(layer):
+        if computes(layer, L.AveragePooling2D) and pads(layer):
             yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'", True)
-        if isinstance(layer, L.AveragePooling2D) and len(set(layer.strides)) > 1:
+        if computes(layer, L.AveragePooling2D) and len(set(layer.strides)) > 1:
             yield Finding(layer.name, f"average pooling with strides {layer.strides}, which is refused", "take equal ones", True)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import TRANSPARENT
+from kerakd.kinds import is_transparent
 from kerakd.tflite import flatfile, layers, reference, runtime
 from kerakd.tflite.emulator import NotModelled, emulate
 from kerakd.tflite.fold import fold
@@ -28,7 +28,7 @@ class Proof:
     container: "int8" or "int4", what was found in the file.
     moved_steps: the largest move of a logit from the float32 student that was given to the snapped copy, in steps.
     moved_top1: images on which the float32 student and the snapped copy name the same class.
-    dead_channels: channels whose multiplier or bias is beyond integers, or whose gamma is 0: constants in the file.
+    dead_channels: constants in the file: channels of kernels or gammas of 0, too small to move the output by a thousandth of a step, or beyond its grid.
     emulated_equal: logits of the file equal to what NumPy computes by its runtime's arithmetic (`emulate`); None where an operator is not modelled.
     layers: a LayerProof for each quantized tensor, on the first layer_images images, in the order of the network: the file's values
         against what the copy makes of the file's own values before it, so that a difference counts where it arises.
@@ -179,7 +179,7 @@ def _closest_fold(model, data):
 
 def _output_step(model, folded):
     call = next(call for call in graph.calls(model) if call.outputs[0].is_output)
-    while isinstance(call.layer, TRANSPARENT):
+    while is_transparent(call.layer):
         call = call.inputs[0].call
     if call.layer.name in folded.joined:
         return folded.joined[call.layer.name].step

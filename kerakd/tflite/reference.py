@@ -89,7 +89,7 @@ def settle(model):
             elif inner.use_bias:
                 inner.bias.assign(linear.bias * linear.unit)
         elif linear and isinstance(call.layer, L.BatchNormalization):
-            _settle_norm(call.layer, linear, 1 / max(1, np.abs(linear.codes).max()), 0.0)
+            _settle_norm(call.layer, linear, 1.0, 0.0)
     return settled
 
 

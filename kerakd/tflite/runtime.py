@@ -55,14 +55,14 @@ def run(data, images, threads=1, xnnpack=True):
 
 
 def each(data, images, threads=1, xnnpack=True):
-    """Yields, image by image, what the file's outputs hold: a list of arrays without the batch dimension. Raises: as `run`."""
+    """Yields, image by image, what the file's outputs hold: a list of arrays without the batch dimension, where it is one of 1. Raises: as `run`."""
     graph = flatfile.read(data).subgraphs[0]
     source = graph.tensors[graph.inputs[0]]
     made = interpreter(data, threads, xnnpack)
     for image in flatfile.as_input(images, source):
         made.set_tensor(graph.inputs[0], image[None])
         made.invoke()
-        yield [made.get_tensor(index)[0] for index in graph.outputs]
+        yield [values[0] if len(values) == 1 else values for values in map(made.get_tensor, graph.outputs)]
 
 
 def milliseconds(data, threads=1, xnnpack=True, runs=50):

@@ -4,7 +4,7 @@ import numpy as np
 import tf_keras as keras
 
 from kerakd.grids import without_noise
-from kerakd.kinds import is_relu, is_sigmoid
+from kerakd.kinds import computes, is_relu, is_sigmoid
 from kerakd.quantizers import Sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import short
@@ -23,7 +23,7 @@ def _source(call):
 def _is_alone(value, reader):
     """Whether the grid of a tensor is that of no other, read by no other call, and free."""
     call = value.call
-    while call.sole_reader is reader and not isinstance(call.layer, L.Concatenate):
+    while call.sole_reader is reader and not computes(call.layer, L.Concatenate):
         if isinstance(call.layer, QuantizedActivation):
             return call.once and not isinstance(call.layer.quantizer, Sigmoid)
         reader, call = call, call.inputs[0].call
@@ -42,14 +42,15 @@ def avoid_ties(made, grid, grids):
         operands = [] if call is None else [grids.get(id(value)) for value in call.inputs]
         if call is not None and is_sigmoid(call.layer):
             _avoid_sigmoid_ties(call, grid, grids)
-        if call is None or type(call.layer) not in _AGREE or None in operands or len(operands) > 2:
+        agree = _agreement(call)
+        if agree is None or None in operands or len(operands) > 2:
             continue
-        if isinstance(call.layer, L.Add):
+        if computes(call.layer, L.Add):
             for operand, value in zip(operands, call.inputs, strict=True):
                 # XNNPACK adds operands of at least 2^-10 of the output's step. What is finer moves no sum anyway; where others read it too, it stays
                 if _is_alone(value, call):
                     operand.step = max(operand.step, float(short(grid.step / 1000)))
-        checked.append((_AGREE[type(call.layer)], call, operands))
+        checked.append((agree, call, operands))
     step = grid.step
     for k in range(400 if checked else 0):  # 0, +, -, ++, --, ...
         grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
@@ -61,8 +62,9 @@ def avoid_ties(made, grid, grids):
 def _avoid_sigmoid_ties(call, grid, grids):
     """As `avoid_ties`, for a sigmoid: its grid is given, so its operand's step moves, unless that is bound by ties of its own."""
     (value,) = call.inputs
-    operand, source = grids.get(id(value)), _source(value.call.inputs[0].call)
-    if operand is None or (source is not None and (type(source.layer) in _AGREE or is_sigmoid(source.layer))):
+    operand = grids.get(id(value))
+    source = value.call and _source(value.call.inputs[0].call)
+    if operand is None or _agreement(source) is not None or (source is not None and is_sigmoid(source.layer)):
         return
     step, codes = operand.step, np.arange(operand.low, operand.high + 1)
     for k in range(400):
@@ -102,6 +104,11 @@ def _means_agree(call, operands, y):
     totals = np.arange(x.low * count, x.high * count + 1)
     file = arithmetic.mean_xnnpack(totals + count * x.zero, count, x.quantization, y.quantization)
     return np.array_equal(np.maximum(file, y.low + y.zero), _round(totals * x.step / count, y))
+
+
+def _agreement(call):
+    """The function that says whether file and real numbers agree on a call, None for one without ties to search."""
+    return next((agree for cls, agree in _AGREE.items() if call is not None and computes(call.layer, cls)), None)
 
 
 _AGREE = {L.Add: _sums_agree, L.Multiply: _products_agree, L.GlobalAveragePooling2D: _means_agree}
