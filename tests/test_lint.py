@@ -1,5 +1,7 @@
 """Lint names what a file would not have, each trap by a model that has it and no other, and says nothing of one that is exact."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tf_keras as keras
@@ -62,12 +64,22 @@ def three():
     return sequential(L.Conv2D(3, 3, name="a"), L.Conv2D(3, 3, name="b"), L.Flatten(), L.Dense(2))
 
 
+@dataclasses.dataclass(frozen=True, eq=True)
+class Lopsided(kerakd.Interval):
+    """As two's complement has them."""
+
+    def levels(self):
+        low, high = super().levels()
+        return low - 1, high
+
+
 FLOAT_ENDS = kerakd.Scheme(kerakd.Interval(4), kerakd.Interval(4), first=None)
 TRAPS = {
     "two outputs": (two_headed, SCHEME, {"model": "1 inputs and 2 outputs"}),
     "float kernel": (three, FLOAT_ENDS, {"a": "a float kernel"}),
     "float tensor": (three, no_activations("^a$"), {"a": "a float output", "b": "a float input"}),
     "wide codes": (three, kerakd.Scheme(kerakd.DoReFa(8), kerakd.Interval(4)), {"b": "codes up to 255"}),
+    "lopsided codes": (three, kerakd.Scheme(Lopsided(4), kerakd.Interval(4)), {"b": "codes from -8 to 7, of which a negative gamma turns the sign"}),
     "called twice": (twice, SCHEME, {"twice": "called 2 times"}),
     "norm called twice": (norm_twice, SCHEME, {"norm": "called 2 times"}),
     "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),

@@ -158,9 +158,14 @@ def _check(model, calls):
                     "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
                 )
         for _, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
-            high = quantizer.levels()[1]
+            low, high = quantizer.levels()
             if high > 127:
                 raise BadInput(f"model: expected kernels with codes up to 127, as int8 has, received {high} in {layer.name!r}; take fewer bits")
+            if low < -high:
+                raise BadInput(
+                    f"model: expected kernels with no more codes below zero than above, received {low} to {high} in {layer.name!r}; a BatchNorm turns "
+                    "the sign where its gamma is negative: leave the lowest away"
+                )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")

@@ -80,8 +80,11 @@ def _float_tensors(model, calls):
 def _wide_codes(model, calls):
     for call in calls:
         for _, quantizer, _ in call.layer.kernels if isinstance(call.layer, QuantizedLayer) else []:
-            if quantizer.levels()[1] > 127:
-                yield Finding(call.layer.name, f"codes up to {quantizer.levels()[1]}, beyond int8's 127", "take 7 bits, or Interval(8)", True)
+            low, high = quantizer.levels()
+            if high > 127:
+                yield Finding(call.layer.name, f"codes up to {high}, beyond int8's 127", "take 7 bits, or Interval(8)", True)
+            if low < -high:
+                yield Finding(call.layer.name, f"codes from {low} to {high}, of which a negative gamma turns the sign", f"leave {low} away", True)
 
 
 def _grids(calls):
