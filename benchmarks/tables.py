@@ -17,7 +17,10 @@ First and last layer have 8 bits. All rows train in mixed bfloat16 and share [co
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), where the papers train
 for 100 and more: two cores have no more time. So the float student is well below the 91.25 % that He et al. 2016 report for
-ResNet-20, and rows are for comparison with each other. How far seeds lie apart is known only where a row has several.
+ResNet-20, and rows are for comparison with each other. How far seeds lie apart is known only where a row has several. Rows that start from
+a kept network start from the same one in every seed, and all rows under the trained teacher have the same: their seeds are of the order of
+the images and of their views alone, and say less than seeds of whole trainings would. Nothing was chosen on images of its own: rates, T and
+calibration were tried on these rows, and so on the test images.
 
 Each row has a configuration, linked from its name. With CIFAR-10 prepared (BUILD.md, Data) where TFDS_DATA_DIR says, either of
 

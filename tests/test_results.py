@@ -94,6 +94,23 @@ def test_the_tables_are_those_of_the_runs():
     assert tables.text(tables.runs()) == (ROOT / "results/README.md").read_text()
 
 
+README_ROWS = ("float_longer", "float_taught", "best_w4a4", "best_ternary", "best_w2a2_taught")  # in the order of its table
+
+
+def test_the_readme_says_what_was_measured():
+    found = tables.runs()
+    lines = re.findall(r"^\| .* \| ([\d.]+) \| ([\d,]+) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert lines == [(tables.percent(tables.mean(found[row])), f"{found[row][0]['zipped'] / 1000:,.0f}") for row in README_ROWS]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("cifar10_*.cfg")), ids=lambda path: path.stem)
+def test_a_configuration_expects_what_its_rows_gave(path):
+    said = re.findall(r"(\d\d\.\d)[^()\d]*\((?:results/cifar10/)?(\w+)\.cfg\)", path.read_text())
+    assert len(said) >= 4
+    for value, row in said:
+        assert float(value) == pytest.approx(100 * tables.mean(tables.runs()[row]), abs=0.0501), row
+
+
 def some(**accuracies):
     """Runs as `tables.runs` gives them: {row: [accuracy of seed 0, 1, ...]}."""
     run = {"bytes": 2000, "zipped": 1000, "finished": "2026-01-02", "machine": "m", "versions": {"numpy": "2"}, "card": None}
