@@ -63,7 +63,7 @@ class Options:
     json: str = flag("", "write one flat object to this file, a name for each figure")
     overwrite: bool = flag(False, "let --json replace a file")
     adb: bool = flag(False, "time on an Android phone, with TFLite's benchmark_model")
-    benchmark_binary: str = flag("", "with --adb: benchmark_model, built for the phone")
+    benchmark_binary: str = flag("", "with --adb: TFLite's android_aarch64_benchmark_model, or another built for the phone")
     serial: str = flag("", "with --adb: which phone, as `adb devices` lists it; empty: the only one")
     dry_run: bool = flag(False, "with --adb: print the commands and run none")
 
