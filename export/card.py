@@ -9,6 +9,22 @@ from importlib import metadata
 PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
 
+FLOATS = """
+interpreter.set_tensor(interpreter.get_input_details()[0]["index"], (image[None] / 127.5 - 1).astype("float32"))
+interpreter.invoke()
+logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
+"""
+INTEGERS = """
+source, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+(scale, zero_point), limits = source["quantization"], np.iinfo("{0}")
+codes = np.rint((image[None] / 127.5 - 1) / scale) + zero_point
+interpreter.set_tensor(source["index"], np.clip(codes, limits.min, limits.max).astype("{0}"))
+interpreter.invoke()
+scale, zero_point = output["quantization"]
+logits = (interpreter.get_tensor(output["index"])[0].astype("float32") - zero_point) * scale
+"""
+
+
 def zipped(data):
     """Bytes of `data` in a zip archive."""
     buffer = io.BytesIO()
@@ -24,28 +40,27 @@ def versions():
 
 def _use(card, file):
     """How the int8 file is called, for who has nothing but it."""
-    shape, (low, high) = card["input"]["shape"], card["input"]["range"]
-    names = card["classes"]
+    shape, (low, high), kind = card["input"]["shape"], card["input"]["range"], card["input"]["type"]
+    names, integers = card["classes"], kind != "float32"
     return [
         "## Use",
         "",
-        f"* input: float32 {shape}, one image, channels last{', RGB' * (shape[-1] == 3)}, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`); "
+        f"* input: {kind} {shape}, one image, channels last{', RGB' * (shape[-1] == 3)}, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`)"
+        f"{', then `round(x / scale) + zero_point`' * integers}; "
         "one of another size resized whole as by `tf.image.resize`: bilinear, half-pixel centers, aspect not kept, no antialiasing",
-        f"* output: float32 [1, {len(names)}], logits; the class is the largest: {', '.join(f'{k} {name}' for k, name in enumerate(names))}",
+        f"* output: {kind} [1, {len(names)}], logits{', by `(q - zero_point) * scale`' * integers}; "
+        f"the class is the largest: {', '.join(f'{k} {name}' for k, name in enumerate(names))}",
         "",
         "```python",
+        *(["import numpy as np"] * integers),
         "from ai_edge_litert.interpreter import Interpreter",
         "",
         f'interpreter = Interpreter("{file}")',
         "interpreter.allocate_tensors()",
-        'interpreter.set_tensor(interpreter.get_input_details()[0]["index"], (image[None] / 127.5 - 1).astype("float32"))',
-        "interpreter.invoke()",
-        'logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]',
+        *(INTEGERS.format(kind) if integers else FLOATS).strip().splitlines(),
         "```",
         "",
-        'LiteRT in C++, on Android and iOS calls it the same way. `kerakd.to_tflite(student, io="int8")` makes a file whose input and output are '
-        "integers, `q = round((pixel / 127.5 - 1) / scale) + zero_point` and `logit = (q - zero_point) * scale` by its tensors' own two numbers; "
-        "`student` is a model of the run's, read by Keras's `load_model` inside `kerakd.quantize_scope()`.",
+        "LiteRT in C++, on Android and iOS calls it the same way. `export.tflite --io=int8` or `uint8` makes files whose input and output are integers.",
         "",
     ]
 

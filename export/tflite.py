@@ -25,6 +25,7 @@ with quiet.native_chatter_off():
     from kerakd.rundir import MEASURED, WRITTEN, RunDirectory
     from kerakd.tflite import Settling, flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
+    from kerakd.tflite.convert import IO_TYPES
 
 
 def _kept(proof):
@@ -59,12 +60,15 @@ class Options:
     require: tuple = flag(
         tuple(name for name in REQUIREMENTS if name != "none"), "what the proof has to show, or nothing is written; repeat it for more", REQUIREMENTS
     )
+    io: str = flag("float32", "type of the files' input and output; integers are by the scale and zero point in the file", tuple(IO_TYPES))
     codes: str = flag("", "write the trained codes and scales to this .npz file as well")
 
     def __post_init__(self):
         for name in self.require:
             if name not in REQUIREMENTS:
                 raise BadInput(f"--require: expected some of {', '.join(REQUIREMENTS)}, received {name!r}")
+        if self.io not in IO_TYPES:
+            raise BadInput(f"--io: expected one of {', '.join(IO_TYPES)}, received {self.io!r}")
         if self.images < 0:
             raise BadInput(f"--images: expected 0 or more, received {self.images}")
         if self.codes and not self.codes.endswith(".npz"):
@@ -83,7 +87,7 @@ class Export:
     """One run on its way out: its flags, its test images, its networks."""
 
     def __init__(self, options):
-        self.directory = RunDirectory(options.run)
+        self.directory, self.io = RunDirectory(options.run), options.io
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
         train, test = data.load(self.config.dataset, self.config.data_dir or None, self.config.synthetic, self.config.largest())
@@ -118,7 +122,7 @@ class Export:
         name = self.seeds("taught")[0][0]
         student = self.directory.load_model(name)
         print(f"converting {name} of {self.directory.path}")
-        files = {container: kerakd.to_tflite(student, container) for container in ("int8", "int4")}
+        files = {container: kerakd.to_tflite(student, container, self.io) for container in ("int8", "int4")}
         proofs = {container: kerakd.verify(student, file, self.proving) for container, file in files.items()}
         proofs["int4, unpacked"] = kerakd.verify(student, kerakd.unpack(files["int4"]), self.proving)
         rows = list(self.float_rows())
@@ -139,7 +143,7 @@ class Export:
                 "proofs": proofs,
                 "settled": Settling(**self.directory.settled()[name]) if name in self.directory.settled() else None,
                 "classes": list(self.classes),
-                "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1]},
+                "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1], "type": self.io},
                 "census": {container: flatfile.census(file) for container, file in files.items()},
                 "oldest_litert": {container: runtime.oldest(file) for container, file in files.items()},
                 "versions": card.versions(),

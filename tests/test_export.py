@@ -121,13 +121,27 @@ def test_a_run_that_was_exported_can_still_be_read(exported):
 def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, images, monkeypatch):
     directory, _, _ = exported
     text, made = (directory / "student.md").read_text(), json.loads((directory / "student.json").read_text())
-    assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1]}
+    assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1], "type": "float32"}
     assert "logits; the class is the largest: 0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(directory)
     known = {"image": np.rint((images[0] + 1) * 127.5)}
     exec(code, known)  # noqa: S102
     np.testing.assert_array_equal(known["logits"], runtime.run((directory / "student.tflite").read_bytes(), images[:1])[0])
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8"])
+def test_files_whose_input_and_output_are_integers_are_proved_and_their_cards_words_true(exported, here, images, tmp_path, monkeypatch, kind):
+    status, out, err = here(program.main, f"--run={exported[0]}", f"--out={tmp_path / 'x.tflite'}", f"--io={kind}", "--images=20")
+    assert status == 0, out + err
+    text, file = (tmp_path / "x.md").read_text(), (tmp_path / "x.tflite").read_bytes()
+    assert f"* input: {kind} [1, 8, 8, 1]" in text and f"* output: {kind} [1, 10], logits" in text
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    known = {"image": np.rint((images[0] + 1) * 127.5)}
+    exec(code, known)  # noqa: S102
+    np.testing.assert_allclose(known["logits"], runtime.run(file, images[:1])[0], rtol=1e-6)
+    np.testing.assert_allclose(known["logits"], runtime.run((exported[0] / "student.tflite").read_bytes(), images[:1])[0], rtol=1e-6)
 
 
 def test_how_far_settling_moved_what_was_trained_is_said(exported):
@@ -216,6 +230,7 @@ def test_everything_is_required_unless_something_is_named():
     [
         ({"require": ("int8", "speed")}, "--require: expected some of codes, int8, unpacked, emulated, kept, none, received 'speed'"),
         ({"codes": "codes.txt"}, "--codes: expected a .npz file, received codes.txt"),
+        ({"io": "int4"}, "--io: expected one of float32, int8, uint8, received 'int4'"),
         ({"images": -1}, "--images: expected 0 or more, received -1"),
     ],
 )
