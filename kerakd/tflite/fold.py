@@ -26,7 +26,7 @@ from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
-NOTHING = 2.0**-10  # of an output's step: by less nobody sees a channel move
+NOTHING = 2.0**-4  # of an output's step: what moves less may be a constant, as finer steps for it would make the biases of all channels coarser
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
