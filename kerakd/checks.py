@@ -73,11 +73,13 @@ def check_logits(model, argument):
 
 
 def check_loss(loss):
-    """Raises BadInput for a loss, as `compile` takes it, that would read logits as probabilities: Keras's own do unless they are told."""
+    """Raises BadInput for a loss, as `compile` takes it, that would read logits as probabilities: Keras's divergence, its cross-entropies unless told."""
     for one in tf.nest.flatten(loss):
         function = keras.losses.get(one) if isinstance(one, str) else one
         if isinstance(function, keras.losses.Loss):
-            from_logits = function.get_config().get("from_logits")
+            from_logits = False if isinstance(function, keras.losses.KLDivergence) else function.get_config().get("from_logits")
+        elif function is keras.losses.kl_divergence:
+            from_logits = False
         else:
             asked = inspect.signature(function).parameters.get("from_logits") if callable(function) else None
             from_logits = None if asked is None else asked.default

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -83,7 +84,7 @@ class RunDirectory:
             )
         if resume and not flags.exists():
             raise BadInput(f"--resume: expected a run in {self.path}, received none; leave --resume away to start one")
-        if resume and flags.read_text() != text:
+        if resume and _at_home(flags.read_text()) != _at_home(text):
             changed = set(flags.read_text().splitlines()) ^ set(text.splitlines())
             raise BadInput(
                 f"--resume: expected the flags of {self.path}, received others ({', '.join(sorted(changed))}); use its flags.cfg, or another --workdir"
@@ -289,6 +290,11 @@ class RunDirectory:
 
     def drop_checkpoints(self, stage):
         shutil.rmtree(self.written / "checkpoints" / stage, ignore_errors=True)
+
+
+def _at_home(text):
+    """Flags whose paths may begin with ~, which older runs kept."""
+    return re.sub(r"=~(?=/|$)", lambda _: f"={os.path.expanduser('~')}", text, flags=re.MULTILINE)
 
 
 def _short(value):

@@ -584,10 +584,20 @@ def test_a_mode_has_the_weights_asked_for_last():
     assert (model.mode_name, model.hard_weight, model.soft_weight) == ("alone", 1.0, 0.0)
 
 
-@pytest.mark.parametrize("loss", ["sparse_categorical_crossentropy", keras.losses.sparse_categorical_crossentropy, keras.losses.CategoricalCrossentropy()])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "sparse_categorical_crossentropy",
+        keras.losses.sparse_categorical_crossentropy,
+        keras.losses.CategoricalCrossentropy(),
+        "kl_divergence",
+        keras.losses.KLDivergence(),
+    ],
+)
 def test_a_loss_that_would_read_logits_as_probabilities_is_refused(loss):
     with pytest.raises(
-        BadInput, match="loss: expected one of logits, received '?(sparse_c|C)ategorical_?[cC]rossentropy'?, which takes probabilities; give .*from_logits=True"
+        BadInput,
+        match="received '?((sparse_c|C)ategorical_?[cC]rossentropy|kl_divergence|KLDivergence)'?, which takes probabilities; give .*from_logits=True",
     ):
         Distiller(student=net(1), mode="alone").compile("adam", loss=loss)
 

@@ -10,6 +10,7 @@ from tensorflow_model_optimization.quantization import keras as tfmot
 import kerakd
 from kerakd import batchnorm, oscillation
 from kerakd.errors import BadInput
+from kerakd.tflite.fold import fold
 from kerakd.tflite.runtime import run
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
@@ -180,6 +181,38 @@ def test_what_is_small_beside_its_input_is_not_lost(name):
     data = kerakd.to_tflite(student)
     proof = kerakd.verify(student, data, images)
     assert proof.exact and proof.dead_channels == 0 and proof.moved_steps < 2 and np.ptp(run(data, images)) > 0.1, proof
+
+
+@pytest.mark.parametrize("gamma", [3e-5, 3e-7])
+def test_a_channel_that_hardly_counts_is_no_reason_to_refuse_the_others(gamma):
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((6, 6, 64))
+    norm = L.BatchNormalization(name="norm")
+    model = keras.Model(inputs, L.Dense(5)(L.Flatten()(L.ReLU()(norm(L.Conv2D(8, 3, use_bias=False, name="kernel")(conv(inputs)))))))
+    norm.set_weights([np.r_[gamma, np.ones(7)], np.full(8, 0.1), np.zeros(8), np.ones(8)])
+    images = np.random.default_rng(0).normal(size=(24, 6, 6, 64)).astype(np.float32)
+    student = calibrated(model, images, W4)
+    assert fold(student).linears["kernel"].headroom == 127 // 7
+    proof = kerakd.verify(student, kerakd.to_tflite(student), images)
+    assert proof.exact and proof.moved_steps < 3, proof
+
+
+def equal_norms(x):
+    y = conv(x)
+    return L.Concatenate()([conv(L.BatchNormalization()(y)) for _ in range(3)])
+
+
+def equal_sums(x):
+    y, z = conv(x), conv(x)
+    return L.Concatenate()([conv(L.BatchNormalization()(L.Add()([y, z]))) for _ in range(2)])
+
+
+@pytest.mark.parametrize("body", [equal_norms, equal_sums])
+def test_equal_operations_are_told_apart_before_and_after_settling(body):
+    inputs = keras.Input(SHAPE)
+    student = calibrated(keras.Model(inputs, L.Dense(5)(L.Flatten()(body(inputs)))))
+    for one in (student, kerakd.settle(student)):
+        assert kerakd.verify(one, kerakd.to_tflite(one), IMAGES).exact
 
 
 def test_what_32_bits_cannot_hold_is_refused():

@@ -133,6 +133,14 @@ def test_writing_that_fails_leaves_the_old_file(tmp_path):
     assert path.read_text() == "old"
 
 
+def test_a_run_that_kept_a_path_from_home_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", "/me")
+    RunDirectory(tmp_path / "run").claim("--data_dir=~/tfds\n--teacher=~/t.keras,size=8\n", resume=False, overwrite=False)
+    RunDirectory(tmp_path / "run").check("--data_dir=/me/tfds\n--teacher=/me/t.keras,size=8\n", resume=True, overwrite=False)
+    with pytest.raises(BadInput, match="--resume: expected the flags"):
+        RunDirectory(tmp_path / "run").check("--data_dir=/me/other\n--teacher=/me/t.keras,size=8\n", resume=True, overwrite=False)
+
+
 def test_metrics_after_the_checkpoint_are_forgotten(claimed):
     for stage, epoch in (("a", 0), ("a", 1), ("b", 0), ("b", 1), ("b", 2)):
         claimed.add_metrics(stage, epoch, {"loss": epoch})

@@ -97,7 +97,7 @@ def training(
 
 def _order(split, seed, epoch):
     """(the key of an epoch, its examples in its order, or what `split.read` makes them of)."""
-    buffer = SHUFFLED // (split.bytes_each if split.rows is None else split.row_bytes)
+    buffer = min(50_000, SHUFFLED // split.bytes_each) if split.rows is None else SHUFFLED // split.row_bytes
     key = tf.random.stateless_uniform([], [seed, epoch], 0, 2**31 - 1, tf.int64)
     tf.compat.v1.set_random_seed(1)  # of this function's graph: shuffle mixes it in, and a program's global seed must not matter
     examples = split.examples if split.rows is None else split.rows

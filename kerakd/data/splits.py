@@ -36,7 +36,7 @@ class Split:
     names: of the classes, where they are known.
     version: of the dataset, or of the files' names, sizes and times: what is remembered of its images is of this one.
     order: likewise, but the same for a copy of the files: which image is which.
-    rows, read: where images are read as they are needed, a tf.data.Dataset of {"image": file or its content, "label", "index"}, of which
+    rows, read: where images are read as they are needed, a tf.data.Dataset of {"path" or "image", the file's content, "label", "index"}, of which
         `read` makes examples: so those wait to be drawn and not pixels. row_bytes: of one of them.
     """
 
@@ -211,9 +211,11 @@ def _split(builder, name, split, names, shape):
     elif type(builder.info.features["image"]) is tfds.features.Image:
         decode = builder.info.features["image"].decode_example
         rows = _examples(builder, split, names, {"image": tfds.decode.SkipDecoding()})
-        size = builder.info.splits[split].num_bytes // count or math.prod(side or 512 for side in shape)  # 0 where TFDS does not know
+        whole = builder.info.splits[split.partition("[")[0]]  # of a part TFDS does not know the bytes
+        size = whole.num_bytes // whole.num_examples or math.prod(side or 512 for side in shape)
         encoded = {"rows": rows, "read": lambda row: {**row, "image": decode(row["image"])}, "row_bytes": size}
-    return Split(f"{name} {split}", examples, count, len(names), shape, names, str(builder.version), str(builder.version), **encoded)
+    version = str(builder.version) + ", drawn as files" * bool(encoded)
+    return Split(f"{name} {split}", examples, count, len(names), shape, names, version, version, **encoded)
 
 
 def _examples(builder, split, names, decoders=None):

@@ -26,7 +26,7 @@ from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
-NOTHING = 2.0**-4  # of an output's step: what moves less may be a constant, as finer steps for it would make the biases of all channels coarser
+NOTHING = 1.0  # of an output's step: what no input moves by more may be a constant, as finer steps for it make the biases of all channels coarser
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
@@ -214,7 +214,7 @@ def _least_steps(bias, x, y):
 
 
 def _matters(codes, steps, bias, x, y):
-    """[C]: whether inputs move the channel by as much as can be seen, within the grid of the output."""
+    """[C]: whether inputs could move the channel by as much as can be seen, within the grid of the output."""
     swing = np.abs(codes.reshape(-1, len(steps))).sum(0) * np.abs(steps) * x.step * max(-x.low, x.high)
     return (swing >= y.step * NOTHING) & (bias + swing > (y.low - 1) * y.step) & (bias - swing < (y.high + 1) * y.step)
 
@@ -230,18 +230,20 @@ def _fitting(room, times, name):
 
 
 def _told_apart(weighted, x, codes, step, gain, room, seen):
-    """(codes, steps, headroom) as the file has them, unlike those that are `seen`, which the converter would merge with these."""
-    if not weighted:  # of two on one tensor with the same codes and steps it makes one operation, whatever their biases are
-        key = id(x), codes.tobytes(), (step * np.abs(gain)).tobytes()  # tensors that are one in the file, as two equal poolings, have one grid
-        again, seen[key] = seen[key], seen[key] + 1
-        room, step = (room - again, step) if room > again else (room, step * (1 + 2.0**-15) ** again)
-    sign = np.where(gain < 0, -1, 1) * room
-    codes, steps = (codes.reshape(-1, len(gain)) * sign).reshape(codes.shape), step * np.abs(gain) / room
-    if weighted and steps.any():  # of two equal kernels, wherever they are, it makes one constant
-        while seen[key := (codes.tobytes(), short(steps).tobytes())]:
-            steps = steps * (1 + 2.0**-15)  # a unit of what `short` keeps
-        seen[key] += 1
-    return codes, steps, room
+    """(codes, steps, headroom) as the file has them, unlike those that are `seen`: the converter would merge them.
+
+    Of two equal kernels, wherever they are, it makes one constant. Of two equal operations on one tensor it makes one, whatever their
+    biases are; equal poolings or additions before them make one tensor of two, so those on equal grids are told apart.
+    """
+    while True:
+        held = (codes.reshape(-1, len(gain)) * np.where(gain < 0, -room, room)).reshape(codes.shape)
+        steps = step * np.abs(gain) / room
+        key = None if weighted else x.step, held.tobytes(), short(steps).tobytes()
+        if not seen[key] or not steps.any():
+            break
+        room, step = (room - 1, step) if room > 1 and not weighted else (room, step * (1 + 2.0**-15))  # a unit of what `short` keeps
+    seen[key] += 1
+    return held, steps, room
 
 
 def _weighted_parts(call, norm):

@@ -28,7 +28,7 @@ class Proof:
     container: "int8" or "int4", what was found in the file.
     moved_steps: the largest move of a logit from the float32 student that was given to the snapped copy, in steps.
     moved_top1: images on which the float32 student and the snapped copy name the same class.
-    dead_channels: constants in the file: channels of kernels or gammas of 0, too small to move the output by a sixteenth of a step, or beyond its grid.
+    dead_channels: constants in the file: channels of kernels or gammas of 0, too small for any input to move the output by a step, or beyond its grid.
     emulated_equal: logits of the file equal to what NumPy computes by its runtime's arithmetic (`emulate`); None where an operator is not modelled.
     layers: a LayerProof for each quantized tensor, on the first layer_images images, in the order of the network: the file's values
         against what the copy makes of the file's own values before it, so that a difference counts where it arises.
