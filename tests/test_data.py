@@ -71,6 +71,10 @@ def test_epochs_differ_in_order_and_views(digits):
 def test_what_memory_does_not_hold_is_shuffled_as_files_and_gives_the_same_batches(digits, digits_dir, monkeypatch):
     monkeypatch.setattr(splits, "KEPT", 0)
     train, test = data.load("digits", digits_dir)
+    assert train.version == f"{digits[0].version}, drawn as files" == train.order  # whose order is another where they are many
+    monkeypatch.setitem(splits.SPLITS, "digits", ("train[:50%]", "test"))
+    assert data.load("digits", digits_dir)[0].row_bytes == train.row_bytes and data.load("digits", digits_dir)[0].count == 718
+    monkeypatch.delitem(splits.SPLITS, "digits")
     assert train.rows is not None and 60 < train.row_bytes < 250  # a PNG of 8x8 with what TFDS keeps beside it
     assert equal(batches(train), batches(digits[0])) and digits[0].rows is None
     assert data.indices(train, 1, 1, 3, 100) == data.indices(digits[0], 1, 1, 3, 100)

@@ -12,7 +12,7 @@ from kerakd import batchnorm, oscillation
 from kerakd.errors import BadInput
 from kerakd.tflite.fold import fold
 from kerakd.tflite.runtime import run
-from kerakd.wrapper import QuantizedActivation, QuantizedLayer
+from kerakd.wrapper import QuantizedActivation, QuantizedLayer, interval_variables
 
 L = keras.layers
 W8, W4 = (kerakd.Scheme(kerakd.Interval(bits), kerakd.Interval(bits)) for bits in (8, 4))
@@ -245,6 +245,14 @@ def test_a_mean_over_a_row_is_exact(keepdims):
     student = calibrated(model, SENSORS)
     assert kerakd.verify(student, kerakd.to_tflite(student), SENSORS).exact and not kerakd.lint(student)
     assert student(SENSORS).shape == model(SENSORS).shape
+
+
+def test_augmentation_inside_a_model_moves_no_interval():
+    found = []
+    for amount in (0.9, 0.01):
+        student = calibrated(net(lambda x, amount=amount: conv(L.RandomContrast(amount)(x), activation="relu")))
+        found.append([float(variable) for _, _, variable in interval_variables(student)])
+    assert found[0] == found[1] and len(found[0]) > 3
 
 
 def test_a_gate_on_images_without_a_grid_is_float():

@@ -26,7 +26,6 @@ from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
-NOTHING = 1.0  # of an output's step: what no input moves by more may be a constant, as finer steps for it make the biases of all channels coarser
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
@@ -214,9 +213,9 @@ def _least_steps(bias, x, y):
 
 
 def _matters(codes, steps, bias, x, y):
-    """[C]: whether inputs could move the channel by as much as can be seen, within the grid of the output."""
+    """[C]: whether inputs could move the channel by a step, within the grid of the output. Of less, finer steps would make the biases of all coarser."""
     swing = np.abs(codes.reshape(-1, len(steps))).sum(0) * np.abs(steps) * x.step * max(-x.low, x.high)
-    return (swing >= y.step * NOTHING) & (bias + swing > (y.low - 1) * y.step) & (bias - swing < (y.high + 1) * y.step)
+    return (swing >= y.step) & (bias + swing > (y.low - 1) * y.step) & (bias - swing < (y.high + 1) * y.step)
 
 
 def _fitting(room, times, name):
