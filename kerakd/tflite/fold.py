@@ -35,7 +35,7 @@ class Linear:
 
     name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
-    steps: float64 [C]. bias: int64 [C]. low, high: the trained codes' range. headroom: what they are multiplied by.
+    steps: float64 [C]. bias: int64 [C]. headroom: what the trained codes are multiplied by.
     x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0. shape: of one example where it is
     no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
@@ -45,8 +45,6 @@ class Linear:
     codes: np.ndarray
     steps: np.ndarray
     bias: np.ndarray
-    low: int
-    high: int
     headroom: int
     x: Grid
     y: Grid
@@ -196,12 +194,12 @@ def _linear(call, grids, folded, container, seen):
         )
     if norm:
         folded.absorbed.add(norm.layer.name)
-    template, codes, step, gain, bias, (low, high) = _parts(layer)(call, norm and norm.layer)
+    template, codes, step, gain, bias, high = _parts(layer)(call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
     least = _least_steps(bias, x, y)
     room = _fitting(headroom(high, bits), (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
     codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
-    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, low, high, room, bits, least)
+    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
         linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
     return linear
@@ -246,7 +244,7 @@ def _told_apart(weighted, x, codes, step, gain, room, seen):
 
 
 def _weighted_parts(call, norm):
-    """(template, codes, step [C], gain [C], bias [C], levels) of a quantized layer before its BatchNorm."""
+    """(template, codes, step [C], gain [C], bias [C], highest code) of a quantized layer before its BatchNorm."""
     layer = call.layer.layer
     if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
         raise BadInput(
@@ -259,20 +257,20 @@ def _weighted_parts(call, norm):
     step = np.broadcast_to(quantizer.step(kernel, variables).numpy().astype(np.float64), [channels])
     own = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(channels)
     gain, bias = (np.ones(channels), own) if norm is None else _gain_and_bias(norm, own)
-    return layer, codes, step, gain, bias, quantizer.levels()
+    return layer, codes, step, gain, bias, quantizer.levels()[1]
 
 
 def _norm_parts(call, _):
     """A BatchNorm on its own: a depthwise 1x1 convolution with the one code 1, its step the gain."""
     gain, bias = _gain_and_bias(call.layer, 0.0)
-    return L.DepthwiseConv2D(1, name=call.layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, (-1, 1)
+    return L.DepthwiseConv2D(1, name=call.layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, 1
 
 
 def _rescaling_parts(call, _):
     """A rescaling: as a BatchNorm on its own."""
     layer = call.layer
     gain, bias = (np.broadcast_to(np.float64(value), layer.input_shape[-1:]) for value in (layer.scale, layer.offset))
-    return L.DepthwiseConv2D(1, name=layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, (-1, 1)
+    return L.DepthwiseConv2D(1, name=layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, 1
 
 
 def pads(layer):
@@ -295,7 +293,7 @@ def _pool_parts(call, _):
         )
     template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
     channels = layer.input_shape[-1]
-    return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), (-1, 1)
+    return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), 1
 
 
 _PARTS = {
@@ -336,7 +334,7 @@ def _carried(units, unit):
     return np.rint((units * unit).astype(np.float32) / unit).astype(np.int64)
 
 
-def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room, bits, least):
+def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, least):
     """The Linear with its steps shortened and its bias on the accumulator's grid; channels whose steps are too small, which matter not, become constants."""
     dead = np.flatnonzero(steps < least)
     codes, steps = codes.copy(), steps.copy()
@@ -349,4 +347,4 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, low, high, room,
     if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
         # the converter takes channel 0's step for every channel of a bias with one value
         units[0] = max(units[0] + 1, _carried(np.nextafter(values[:1], np.float32(np.inf)) / unit[:1], unit[:1])[0])
-    return Linear(name, template, codes, steps, units, low, high, room, x, y, [int(c) for c in dead], bits)
+    return Linear(name, template, codes, steps, units, room, x, y, [int(c) for c in dead], bits)
