@@ -34,13 +34,21 @@ def _qkd(bits):
 
 
 def _funmatch(kind, epochs):
-    views = {
+    against = "float" if epochs == 6 else "float_3"
+    crops = {
         "fixed": "teacher asked once, about the central crop",
         "independent": "teacher sees a crop of its own",
         "same": "teacher and student see the same crop",
         "matching": "the same crop, mixed with its neighbour's: function matching",
     }
-    return {f"funmatch_{kind}_{view}_{epochs}": Row(what, "float" if epochs == 6 else "float_3") for view, what in views.items()}
+    rows = {f"funmatch_{kind}_{view}_{epochs}": Row(what, against) for view, what in crops.items()}
+    if epochs == 6:  # views of which there are rows without a teacher
+        shifts = {
+            "same_shifts": "the same shift and flip, as the teacher was trained with",
+            "matching_shifts": "the same shift and flip, mixed with its neighbour's",
+        }
+        rows |= {f"funmatch_{kind}_{view}_{epochs}": Row(what, against, kind) for view, what in shifts.items()}
+    return rows
 
 
 SECTIONS = {

@@ -39,7 +39,8 @@ def test_a_row_says_what_it_is_and_how_it_is_run(title, name):
     assert header[0] == f"# {title}: {rows.ROWS[name].what}." and f"--flagfile=results/cifar10/{name}.cfg" in header[2]
 
 
-OF_THE_TEACHER = ("teacher", "teacher_width", "teacher_cache", "phase", "temperature", "soft_weight", "hard_weight")
+# mixed images have no label, so that nobody learns from them alone
+OF_THE_TEACHER = ("teacher", "teacher_width", "teacher_cache", "phase", "temperature", "soft_weight", "hard_weight", "mixup")
 
 
 @pytest.mark.parametrize("name", [name for name, row in rows.ROWS.items() if row.alone])
