@@ -17,9 +17,9 @@ from kerakd.graph import check_functional
 from kerakd.groups import LossScales, by_kind, minimize
 from kerakd.modes import mode_named
 from kerakd.panel import Panel, views_of
-from kerakd.soft import SoftLoss, one_hot
+from kerakd.soft import SoftLoss, one_hot, right
 
-TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "oscillating")  # of a history; `evaluate` knows the first two
+TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "teacher_accuracy", "oscillating")  # of a history; `evaluate` knows the first two
 
 
 def _constant(name, what):
@@ -37,7 +37,9 @@ class Distiller(keras.Model):
 
     `call` answers with the student. Where it does not learn, the teacher runs in inference mode and none of its
     variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss,
-    with hints hint_loss and, where the teacher learns, teacher_loss, beside the metrics of `compile`.
+    with hints hint_loss and, where the teacher learns, teacher_loss, beside the metrics of `compile`; and teacher_accuracy, the share of
+    labels that the teachers' weighted mean logits name on the views they are shown: one well below their accuracy on
+    test images says that they do not know such views.
 
     Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch,
     and the losses are means over the whole; `recast(model, synchronized=True)` has BatchNorms normalize by the whole too.
@@ -285,6 +287,7 @@ class Distiller(keras.Model):
             "soft_loss": self.mode.teacher,
             "hint_loss": self.hints is not None and self.mode.teacher,
             "teacher_loss": self.mode.teacher_learns,
+            "teacher_accuracy": self.mode.teacher,
             "oscillating": self.watch is not None,
         }
         metrics = [tracker for name, tracker in self._trackers.items() if there.get(name, True)]
@@ -331,7 +334,8 @@ class Distiller(keras.Model):
         loss += hint
         if self.dampening is not None:
             loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
-        return _Terms(logits, loss, hard, soft, hint, self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None)
+        teacher_loss = self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None
+        return _Terms(logits, loss, hard, soft, hint, teacher_loss, teacher_logits)
 
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
@@ -350,7 +354,10 @@ class Distiller(keras.Model):
         for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft), ("hint_loss", found.hint)):
             self._trackers[name].update_state(value, count)
         if y is None:
-            return {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
+            unlabelled = [tracker for name, tracker in self._trackers.items() if name != "teacher_accuracy"]
+            return {tracker.name: tracker.result() for tracker in self.metrics if tracker in unlabelled}
+        if found.teacher_logits:
+            self._trackers["teacher_accuracy"].update_state(right(self._soft.mean(found.teacher_logits), y))
         return self.compute_metrics(x, y, found.logits, sample_weight)
 
     def _hard(self, y, logits, sample_weight):
@@ -403,7 +410,7 @@ class Distiller(keras.Model):
 
 @dataclasses.dataclass(frozen=True)
 class _Terms:
-    """Of a batch: the student's logits [n, C], and scalars."""
+    """Of a batch: the student's logits [n, C], scalars, and each teacher's logits."""
 
     logits: tf.Tensor
     loss: tf.Tensor
@@ -411,6 +418,7 @@ class _Terms:
     soft: tf.Tensor
     hint: tf.Tensor
     teacher_loss: "tf.Tensor | None"
+    teacher_logits: list
 
 
 _NO_TEACHER_OPTIMIZER = "teacher_optimizer: expected an optimizer in mode {!r}, in which the teacher learns, received none; give compile(teacher_optimizer=...)"

@@ -38,7 +38,7 @@ class Progress(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         rate = self.images / (self.ended - self.began)
-        known = {"loss": "loss", "accuracy": "accuracy", "test": "val_accuracy"}  # without labels there is no accuracy
+        known = {"loss": "loss", "accuracy": "accuracy", "teacher": "teacher_accuracy", "test": "val_accuracy"}  # without labels there is no accuracy
         numbers = "  ".join(f"{title} {logs[name]:.4f}" for title, name in known.items() if name in logs)
         said = f"epoch {epoch + 1}/{self.epochs}  {numbers}  {rate:.0f} images/s"
         if self.bar.disable:

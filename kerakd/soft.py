@@ -41,9 +41,12 @@ class SoftLoss:
     def __call__(self, logits, teacher_logits, y):
         """[n], of logits [n, C], those of each teacher, and labels for a loss that uses them (None: there are none)."""
         if self.ensemble == "mean":
-            mean = sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.weights, teacher_logits, strict=True)) / sum(self.weights)
-            return self.between(logits, mean, y)
+            return self.between(logits, self.mean(teacher_logits), y)
         return sum(weight * self.between(logits, z, y) for weight, z in zip(self.weights, teacher_logits, strict=True))
+
+    def mean(self, teacher_logits):
+        """The weighted mean of teachers' logits: float32 [n, C]."""
+        return sum(weight * tf.cast(z, tf.float32) for weight, z in zip(self.weights, teacher_logits, strict=True)) / sum(self.weights)
 
     def between(self, learner, target, y):
         """[n], of two networks' logits. Raises: BadInput for labels that the loss can't use."""
@@ -56,6 +59,12 @@ class SoftLoss:
                 f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
             )
         return self.loss(learner, target, self.temperature, tf.reshape(y, [-1]))
+
+
+def right(logits, y):
+    """[n], 1 where the highest of logits [n, C] is the label's, else 0."""
+    labels = tf.argmax(y, axis=-1) if one_hot(y) else tf.reshape(y, [-1])
+    return tf.cast(tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64), tf.float32)
 
 
 def one_hot(y):

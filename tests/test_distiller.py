@@ -146,8 +146,10 @@ def test_the_history_is_numpys(mode):
     if row.teacher_learns:
         said = row.soft_weight * kl(z_s, z_t, temperature) if row.teacher_listens else 0.0
         assert history["teacher_loss"] == pytest.approx([hard(z_t) + said + teachers_penalty], rel=1e-5)
-    names = {"loss", "hard_loss"} | ({"soft_loss"} if row.teacher else set()) | ({"teacher_loss"} if row.teacher_learns else set())
+    names = {"loss", "hard_loss"} | ({"soft_loss", "teacher_accuracy"} if row.teacher else set()) | ({"teacher_loss"} if row.teacher_learns else set())
     assert history.keys() == names
+    if row.teacher:
+        assert history["teacher_accuracy"] == pytest.approx([(z_t.argmax(-1) == Y).mean()])
 
 
 def test_the_table_is_the_papers():
@@ -196,6 +198,16 @@ def test_several_teachers_are_weighed_and_summed_or_averaged_as_by_numpy(ensembl
     summed = sum(w * kl(one, z, 2.0) for w, one in zip(share, told))
     averaged = kl(np.average(told, axis=0, weights=share), z, 2.0)
     assert history["soft_loss"] == pytest.approx([{"sum": summed, "mean": averaged}[ensemble]], rel=1e-4)
+    assert history["teacher_accuracy"] == pytest.approx([(np.average(told, axis=0, weights=share).argmax(-1) == Y).mean()])
+
+
+def test_how_often_a_teacher_is_right_is_asked_on_its_own_views_of_all_examples_by_labels_of_either_kind():
+    views, expected = {"student": X, "teachers": (-3 * X,)}, (np.float64(net(2)(-3 * X)).argmax(-1) == Y).mean()
+    assert expected != (np.float64(net(2)(X)).argmax(-1) == Y).mean()
+    rows = keras.losses.CategoricalCrossentropy(from_logits=True)
+    for model, labels in ((taught(), Y), (taught(), Y[:, None]), (taught(loss=rows), np.eye(3)[Y])):
+        history = model.fit(views, labels, batch_size=5, verbose=0).history  # the last batch has one example
+        assert history["teacher_accuracy"] == pytest.approx([expected])
 
 
 @pytest.mark.parametrize("ensemble", soft.ENSEMBLES)
