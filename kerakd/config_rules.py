@@ -146,13 +146,24 @@ def _frozen(config):
 
 
 def _read(config):
-    """Raises BadInput for a flag that nothing would read."""
+    """Raises BadInput for a flag that nothing would read; smoke.cfg, which shrinks any configuration, may hold those of others."""
+    scheme, overlaid = config.scheme(), config.shrink > 1
+    rules = [scheme, *scheme.overrides.values()]
+    activations = any(rule.activations is not None for rule in rules)
+    kernels = bool(scheme.first or scheme.last) or any(getattr(rule.weights, "learned", False) for rule in rules)
     needs = {
         **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
         "ensemble": ("several teachers", len(config.teacher) > 1),
         **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),
         **({"view": ("a phase with a teacher", config.taught())} if augment.view(config.view).teacher else {}),
+        "ensemble_views": ("--view=fix/ic_ens", overlaid or augment.view(config.view).ensemble),
+        "sums": ("--activations of fewer bits", any(getattr(rule.activations, "bits", 8) < config.sums for rule in rules)),
+        "signed": ("--activations that are quantized", activations),
+        "weight_interval_rate": ("kernels with learned intervals", kernels),
+        "activation_interval_rate": ("--activations that are quantized", overlaid or activations),
+        "calibration": ("quantizers", kernels or activations),
+        "calibration_images": ("quantizers", overlaid or kernels or activations),
     }
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, (needed, there) in needs.items():

@@ -19,8 +19,10 @@ BATCH = 2
 
 
 def main(path, workdir):
-    flags = (f"--flagfile={path}", "--synthetic", f"--batch_size={BATCH}", f"--calibration_images={BATCH}", "--ensemble_views=1", "--batchnorm_batches=0")
-    config, _ = parse(["x", *flags, f"--data_dir={workdir}"])
+    flags = ["x", f"--flagfile={path}", "--synthetic", f"--batch_size={BATCH}", "--batchnorm_batches=0", f"--data_dir={workdir}"]
+    config, _ = parse(flags)
+    if config.exports():
+        config, _ = parse([*flags, f"--calibration_images={BATCH}"])
     run = training.Training(config, RunDirectory(workdir))
     if config.float_epochs and config.from_float():  # what its stage would leave
         run.directory.claim(config.text(), resume=False, overwrite=True)

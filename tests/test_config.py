@@ -15,6 +15,7 @@ GOOD = {"dataset": "digits", "student": "resnet8", "phase": ("alone:3",)}
 TAUGHT = {**GOOD, "teacher": ("resnet8",), "teacher_epochs": 1, "phase": ("trained_teacher:3",)}
 MATCHED = {**TAUGHT, "hard_weight": 0.0, "view": "same/ic", "mixup": True}
 FROM_FLOAT = {**TAUGHT, "float_epochs": 1, "start": "float"}
+FLOAT = {**GOOD, "weights": "float", "activations": "float", "first": 0, "last": 0}
 
 
 def test_a_flag_file_gives_the_same_configuration(tmp_path):
@@ -244,11 +245,33 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"seed": 2**32 - 2, "seeds": 3}, "--seed: expected seeds below 2.32, as NumPy's are, received 4294967296"),
         ({"view_seed": 2**32}, "--view_seed: expected seeds below 2.32"),
         ({"student_width": float("inf")}, "--student_width: expected 0 or more, received inf"),
+        ({"ensemble_views": 3}, "--ensemble_views: expected --view=fix/ic_ens beside it, received 3"),
+        ({"sums": 8}, "--sums: expected --activations of fewer bits beside it, received 8"),
+        ({**FLOAT, "first": 8, "signed": "interval:8,gradient_scale"}, "--signed: expected --activations that are quantized"),
+        ({**FLOAT, "weights": "kbit:4", "weight_interval_rate": 0.1}, "--weight_interval_rate: expected kernels with learned intervals beside it"),
+        ({**FLOAT, "first": 8, "activation_interval_rate": 0.1}, "--activation_interval_rate: expected --activations that are quantized beside it"),
+        ({**FLOAT, "weights": "ternary", "calibration": "mse"}, "--calibration: expected quantizers beside it, received 'mse'"),
+        ({**FLOAT, "calibration_images": 9}, "--calibration_images: expected quantizers beside it, received 9"),
     ],
 )
 def test_bad_values_are_refused(change, message):
     with pytest.raises(BadInput, match=message):
         Config(**{**GOOD, **change})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sums": 8, "activations": "interval:4"},
+        {"sums": 8, "override": ("a=ternary/interval:4",)},
+        {**FLOAT, "last": 8, "weight_interval_rate": 0.1, "calibration": "mse", "calibration_images": 9},
+        {**FLOAT, "weights": "ternary,learned", "weight_interval_rate": 0.1},
+        {**FLOAT, "override": ("a=float/interval:4",), "activation_interval_rate": 0.1, "signed": "interval:8,gradient_scale"},
+        {**FLOAT, "shrink": 8, "ensemble_views": 3, "calibration_images": 16, "activation_interval_rate": 1e-6},  # smoke.cfg's
+    ],
+)
+def test_a_flag_that_something_reads_is_taken(change):
+    Config(**{**GOOD, **change})
 
 
 @pytest.mark.parametrize(
