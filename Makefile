@@ -31,4 +31,4 @@ results: env
 	$(RUN) -m benchmarks.tables
 
 clean:
-	rm -rf $(VENV) runs build kerakd.egg-info
+	rm -rf $(VENV) build kerakd.egg-info

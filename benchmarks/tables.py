@@ -32,7 +32,8 @@ python -m benchmarks.accuracy --row=ROW --seeds=2                               
 and `make results` makes these tables and pictures from what is kept.
 
 *against float*: points above the float student that trained as long in all, alone: `float`, `float_longer` for a row that starts from its
-weights (or from those of `float_taught`, which had the teacher for its six epochs too), `float_3` for three epochs. *file*: *exact* where
+weights (or from those of `float_taught`, which had the teacher for its six epochs too), `float_3` for three epochs, `mobilenet_longer` for
+MobileNetV2. *file*: *exact* where
 on 1,000 test images every logit of the file and every kernel's code equals that of the snapped Keras copy, whose biases and steps are
 rounded as integers need it; from the settled student, whose own steps are the file's, that moved logits by at most *moved* steps of the
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask

@@ -22,7 +22,7 @@ peak  the most bytes that must be alive at once if the operations run one by one
       with alignment, gaps and scratch more, in another order or with in-place operations perhaps less.
 sum   all of them, as if each had a place of its own.
 
-Which of the two the paper's figure counts is unknown to us: its text could not be opened. The picture shows peak unless
+Which of the two the paper's figure counts is not known here. The picture shows peak unless
 --activations=sum asks for the other; that is a choice, because the peak is what a device must have. The table and the JSON have both.
 """
 

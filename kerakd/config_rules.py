@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from kerakd import augment, augmenters, models
+from kerakd import augment, augmenters, models, quantizers
 from kerakd.errors import BadInput
 from kerakd.modes import MODES
 from kerakd.teachers import is_file
@@ -149,8 +149,7 @@ def _read(config):
     """Raises BadInput for a flag that nothing would read; smoke.cfg, which shrinks any configuration, may hold those of others."""
     scheme, overlaid = config.scheme(), config.shrink > 1
     rules = [scheme, *scheme.overrides.values()]
-    activations = any(rule.activations is not None for rule in rules)
-    kernels = bool(scheme.first or scheme.last) or any(getattr(rule.weights, "learned", False) for rule in rules)
+    (kernels, some_learn), (tensors, others_learn) = _intervals(scheme, rules)
     needs = {
         **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
@@ -159,13 +158,22 @@ def _read(config):
         **({"view": ("a phase with a teacher", config.taught())} if augment.view(config.view).teacher else {}),
         "ensemble_views": ("--view=fix/ic_ens", overlaid or augment.view(config.view).ensemble),
         "sums": ("--activations of fewer bits", any(getattr(rule.activations, "bits", 8) < config.sums for rule in rules)),
-        "signed": ("--activations that are quantized", activations),
-        "weight_interval_rate": ("kernels with learned intervals", kernels),
-        "activation_interval_rate": ("--activations that are quantized", overlaid or activations),
-        "calibration": ("quantizers", kernels or activations),
-        "calibration_images": ("quantizers", overlaid or kernels or activations),
+        "signed": ("--activations that are quantized", any(rule.activations is not None for rule in rules)),
+        "weight_interval_rate": ("kernels with learned intervals", some_learn),
+        "activation_interval_rate": ("activations with learned intervals", overlaid or others_learn),
+        "calibration": ("quantizers with intervals", kernels or tensors),
+        "calibration_images": ("quantizers with intervals", overlaid or kernels or tensors),
     }
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, (needed, there) in needs.items():
         if not there and getattr(config, name) != defaults[name]:
             raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it away")
+
+
+def _intervals(scheme, rules):
+    """Of kernels, then of activations: (whether any has an interval, whether any of those is learned)."""
+    kernels = [rule.weights for rule in rules] + [quantizers.Interval(bits) for bits in (scheme.first, scheme.last) if bits]
+    tensors = [one for rule in rules if rule.activations is not None for one in (rule.activations, rule.signed)]
+    for found in (kernels, tensors):
+        having = [one for one in found if one is not None and one.calibrated(1.0)]
+        yield bool(having), any(getattr(one, "learned", True) for one in having)

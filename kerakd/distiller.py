@@ -37,9 +37,9 @@ class Distiller(keras.Model):
 
     `call` answers with the student. Where it does not learn, the teacher runs in inference mode and none of its
     variables moves. `evaluate` needs no teacher: its loss is the hard loss. The history names loss, hard_loss, soft_loss,
-    with hints hint_loss and, where the teacher learns, teacher_loss, beside the metrics of `compile`; and teacher_accuracy, the share of
-    labels that the teachers' weighted mean logits name on the views they are shown: one well below their accuracy on
-    test images says that they do not know such views.
+    with hints hint_loss and, where the teacher learns, teacher_loss, beside the metrics of `compile`; and, under a teacher, of labels that are
+    class numbers or one-hot rows, teacher_accuracy, the share that the teachers' weighted mean logits name on the views they are shown. One
+    well below their accuracy on test images says that they do not know such views (of mixed images a label is one of several).
 
     Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch,
     and the losses are means over the whole; `recast(model, synchronized=True)` has BatchNorms normalize by the whole too.
@@ -353,12 +353,14 @@ class Distiller(keras.Model):
             self._trackers["oscillating"].update_state(self.watch.share())
         for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft), ("hint_loss", found.hint)):
             self._trackers[name].update_state(value, count)
+        rights = None if y is None or not found.teacher_logits else right(self._soft.mean(found.teacher_logits), y)
+        if rights is not None:
+            self._trackers["teacher_accuracy"].update_state(rights)
         if y is None:
-            unlabelled = [tracker for name, tracker in self._trackers.items() if name != "teacher_accuracy"]
-            return {tracker.name: tracker.result() for tracker in self.metrics if tracker in unlabelled}
-        if found.teacher_logits:
-            self._trackers["teacher_accuracy"].update_state(right(self._soft.mean(found.teacher_logits), y))
-        return self.compute_metrics(x, y, found.logits, sample_weight)
+            results = {tracker.name: tracker.result() for tracker in self.metrics if tracker in self._trackers.values()}
+        else:
+            results = self.compute_metrics(x, y, found.logits, sample_weight)
+        return {name: value for name, value in results.items() if name != "teacher_accuracy" or rights is not None}
 
     def _hard(self, y, logits, sample_weight):
         """The mean hard loss of this replica's part of the batch, of which Keras gives its share in the mean of all."""

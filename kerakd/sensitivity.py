@@ -1,6 +1,6 @@
 """How much a network loses where one layer alone is lowered, and which widths fit a budget of bytes.
 
-python -m kerakd.sensitivity --run=runs/cifar10 --budget=60000
+python -m kerakd.sensitivity --run=runs/cifar10 --budget=100000
 
 The float student of the run is lowered in one kernel at a time, without training, on images of the training split: the test
 images are not to choose anything. Losses of layers are taken to add up (their KL divergences from the float network, which
@@ -77,6 +77,13 @@ def losses(kernels, widths, shown=False):
     return found
 
 
+def check_budget(narrowest, sizes, budget, fixed_bytes=0.0):
+    """Raises BadInput unless kernels fit a budget at their narrowest, {layer: bits}; the other arguments are those of `fit`."""
+    least = fixed_bytes + sum(sizes[name] * width for name, width in narrowest.items()) / 8
+    if least > budget:
+        raise BadInput(f"--budget: expected at least {least:.0f} bytes, which the narrowest kernels take, received {budget}; give more, or smaller --widths")
+
+
 def fit(found, sizes, budget, fixed_bytes=0.0):
     """Widths whose kernels fit a budget.
 
@@ -85,6 +92,7 @@ def fit(found, sizes, budget, fixed_bytes=0.0):
     Raises: BadInput where the narrowest do not fit.
     """
     widths = {name: sorted(one) for name, one in found.items()}
+    check_budget({name: one[0] for name, one in widths.items()}, sizes, budget, fixed_bytes)
     chosen = {name: one[-1] for name, one in widths.items()}
 
     def total():
@@ -96,8 +104,6 @@ def fit(found, sizes, budget, fixed_bytes=0.0):
             for lower in widths[name][: widths[name].index(width)]:
                 saved = sizes[name] * (width - lower) / 8
                 steps.append(((found[name][lower]["kl"] - found[name][width]["kl"]) / saved, name, lower))
-        if not steps:
-            raise BadInput(f"--budget: expected at least {total():.0f} bytes, which the narrowest kernels take, received {budget}; give smaller --widths")
         _, name, lower = min(steps)
         chosen[name] = lower
     return chosen
@@ -185,6 +191,9 @@ def main():
     kind = parse(config.weights) if head.partition(":")[0] == "interval" else Interval(8)
     choices = choices if head.partition(":")[0] == "interval" else []
     kernels = Kernels(net, (config.first, config.last), batches, kind)
+    outer = kernels.bytes({**kernels.fixed, **dict.fromkeys(kernels.names, 0)})
+    if options.budget:  # before the minutes that the losses take
+        check_budget(dict.fromkeys(kernels.names, min(options.bits)), kernels.sizes, options.budget, outer)
     accuracy = evaluate.top1(kernels.logits, kernels.labels)
     found = losses(kernels, options.bits, shown=sys.stderr.isatty())
     sizes, widths = kernels.sizes, sorted(options.bits)
@@ -195,7 +204,6 @@ def main():
         print(f"{name:{room}}{sizes[name]:>10}" + "".join(f"{100 * (accuracy - row[width]['accuracy']):9.2f}" for width in widths))
     said = {"accuracy": accuracy, "images": count, "layers": {name: {"weights": sizes[name], **row} for name, row in found.items()}}
     if options.budget:
-        outer = kernels.bytes({**kernels.fixed, **dict.fromkeys(kernels.names, 0)})
         chosen = fit(found, sizes, options.budget, outer)
         together = kernels.judge({**kernels.fixed, **chosen})
         taken = kernels.bytes({**kernels.fixed, **chosen})

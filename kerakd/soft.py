@@ -62,7 +62,9 @@ class SoftLoss:
 
 
 def right(logits, y):
-    """[n], 1 where the highest of logits [n, C] is the label's, else 0."""
+    """[n], 1 where the highest of logits [n, C] is the label's, else 0; None for one logit, or labels that are no class numbers and no row of C."""
+    if logits.shape[-1] == 1 or y.shape.rank not in (1, 2) or (one_hot(y) and y.shape[-1] != logits.shape[-1]):
+        return None
     labels = tf.argmax(y, axis=-1) if one_hot(y) else tf.reshape(y, [-1])
     return tf.cast(tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64), tf.float32)
 

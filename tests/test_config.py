@@ -249,9 +249,11 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"sums": 8}, "--sums: expected --activations of fewer bits beside it, received 8"),
         ({**FLOAT, "first": 8, "signed": "interval:8,gradient_scale"}, "--signed: expected --activations that are quantized"),
         ({**FLOAT, "weights": "kbit:4", "weight_interval_rate": 0.1}, "--weight_interval_rate: expected kernels with learned intervals beside it"),
-        ({**FLOAT, "first": 8, "activation_interval_rate": 0.1}, "--activation_interval_rate: expected --activations that are quantized beside it"),
-        ({**FLOAT, "weights": "ternary", "calibration": "mse"}, "--calibration: expected quantizers beside it, received 'mse'"),
-        ({**FLOAT, "calibration_images": 9}, "--calibration_images: expected quantizers beside it, received 9"),
+        ({**FLOAT, "first": 8, "activation_interval_rate": 0.1}, "--activation_interval_rate: expected activations with learned intervals beside it"),
+        ({"activations": "interval:8,learned=false", "signed": "interval:8,learned=false", "activation_interval_rate": 0.1}, "--activation_interval_rate: "),
+        ({**FLOAT, "weights": "interval:4,learned=false", "weight_interval_rate": 0.1}, "--weight_interval_rate: "),
+        ({**FLOAT, "weights": "ternary", "calibration": "mse"}, "--calibration: expected quantizers with intervals beside it, received 'mse'"),
+        ({**FLOAT, "calibration_images": 9}, "--calibration_images: expected quantizers with intervals beside it, received 9"),
     ],
 )
 def test_bad_values_are_refused(change, message):
@@ -266,6 +268,8 @@ def test_bad_values_are_refused(change, message):
         {"sums": 8, "override": ("a=ternary/interval:4",)},
         {**FLOAT, "last": 8, "weight_interval_rate": 0.1, "calibration": "mse", "calibration_images": 9},
         {**FLOAT, "weights": "ternary,learned", "weight_interval_rate": 0.1},
+        {**FLOAT, "weights": "interval:4,learned=false", "calibration": "mse"},
+        {"activations": "pact:4", "signed": "interval:8,learned=false", "activation_interval_rate": 0.1},
         {**FLOAT, "override": ("a=float/interval:4",), "activation_interval_rate": 0.1, "signed": "interval:8,gradient_scale"},
         {**FLOAT, "shrink": 8, "ensemble_views": 3, "calibration_images": 16, "activation_interval_rate": 1e-6},  # smoke.cfg's
     ],

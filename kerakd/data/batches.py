@@ -32,7 +32,8 @@ def training(
     """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
 
     The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch). An image
-    is drawn from as many as SHUFFLED bytes hold: of a folder all, of a TFDS set that memory does not hold those bytes of files.
+    is drawn from as many as SHUFFLED bytes hold, of pixels at most 50,000: of a folder all, of a TFDS set that memory does not hold those
+    bytes of files.
 
     Args:
         split: a Split.
