@@ -1,10 +1,13 @@
 """Re-estimation of BatchNorm's statistics: the averages that training leaves behind lag behind quantized weights."""
 
+import collections
+
 import numpy as np
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd.graph import random_states
+from kerakd.errors import BadInput
+from kerakd.graph import calls, random_states
 
 
 def reestimate(model, batches):
@@ -16,7 +19,11 @@ def reestimate(model, batches):
     Args:
         model: a functional tf_keras model; its BatchNorm statistics are changed.
         batches: an iterable of images [n, ...] (a list or dict of them for several inputs), training images with their augmentation; some 50 batches will do.
+    Raises: BadInput for a BatchNorm that is called twice: it has one mean and variance for inputs of two.
     """
+    for layer, count in collections.Counter(call.layer for call in calls(model)).items():
+        if isinstance(layer, keras.layers.BatchNormalization) and count > 1:
+            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages as they are")
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
     if not norms:
@@ -30,6 +37,8 @@ def reestimate(model, batches):
         for images in batches:
             images = tf.nest.map_structure(tf.convert_to_tensor, images) if len(model.inputs) > 1 else tf.convert_to_tensor(images)
             forward = forward or _training_pass(model, images)
+            for variable in statistics:  # not every BatchNorm forgets to the last bit what was there, NaN not at all
+                variable.assign(tf.zeros_like(variable))
             forward(images)
             seen.append([variable.numpy() for variable in statistics])
     finally:

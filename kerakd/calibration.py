@@ -157,7 +157,7 @@ def _fit(quantizer, x, variables, rule, of_kernel=False):
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
     # all zeros, as behind a gamma of 0, say nothing of what is to come; a kernel of zeros is about to become an ordinary one
     unknown = float(x.shape.num_elements() // x.shape[-1]) ** -0.5 if of_kernel else 1.0
-    interval = tf.where(interval > 0, tf.maximum(interval, 1e-6), unknown)
+    interval = tf.where(_maximum(rows, quantizer, None) > 0, tf.maximum(interval, 1e-6), unknown)
     for name, value in quantizer.calibrated(interval).items():
         variables[name].assign(tf.reshape(value, variables[name].shape))
 

@@ -113,7 +113,9 @@ def attention(student, teacher):
     """
 
     def unit(f):
-        energy = tf.reduce_sum(tf.cast(f, tf.float32) ** 2, axis=-1)
+        f = tf.cast(f, tf.float32)
+        largest = tf.reduce_max(tf.abs(f), axis=tf.range(1, tf.rank(f)), keepdims=True)  # of small features Q^2 would be next to nothing
+        energy = tf.reduce_sum(tf.math.divide_no_nan(f, tf.stop_gradient(largest)) ** 2, axis=-1)
         return tf.math.l2_normalize(tf.reshape(energy, (tf.shape(energy)[0], -1)), axis=-1)
 
     return tf.reduce_sum((unit(student) - unit(tf.stop_gradient(teacher))) ** 2, axis=-1)

@@ -4,7 +4,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
-from kerakd.quantizers import DoReFa
+from kerakd.quantizers import DoReFa, Ternary
 from kerakd.wrapper import QuantizedLayer, StandardizedKernel
 
 OSCILLATING = 0.005  # a frequency above it is called oscillation (Nagel et al. 2022, section 2.2)
@@ -103,5 +103,7 @@ def check(student, held=True):
     if not kernels(student):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
     for kernel, quantizer, _ in kernels(student) if held else ():
-        if isinstance(quantizer, StandardizedKernel) or _is_dorefa(quantizer):
-            raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary")
+        # a weight set to the scale of the positive ones moves the threshold, and may take them all below it
+        positive = isinstance(quantizer, Ternary) and quantizer.scale == "positive"
+        if isinstance(quantizer, StandardizedKernel) or _is_dorefa(quantizer) or positive:
+            raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary()")

@@ -82,7 +82,7 @@ class GridQuantizer(Quantizer):
         """The integer codes of `x`, as int32."""
         x = tf.cast(x, arithmetic(x))
         quantized = self.quantize(x, variables)
-        return tf.cast(tf.round(quantized / tf.maximum(self.step(x, variables), SMALLEST)), tf.int32)
+        return tf.cast(tf.round(tf.math.divide_no_nan(quantized, self.step(x, variables))), tf.int32)  # a kernel of zeros may have no step
 
     def calibrated(self, interval):
         """{variable name: value} that fit data spread over [-interval, interval] or [0, interval]; {} where nothing is to be set."""
@@ -270,7 +270,8 @@ class Interval(GridQuantizer):
 
     def quantize(self, x, variables, carried=()):
         of_kernel = self.narrow and self.signed and not _of_tensor(variables["interval"])
-        count = tf.size(x) if of_kernel else tf.size(x) // tf.maximum(tf.shape(x)[0], 1)  # per example: the batch does not count
+        size = tf.size(x, tf.int64)  # times the levels it may be more than 2^31
+        count = size if of_kernel else size // tf.maximum(tf.shape(x, tf.int64)[0], 1)  # per example: the batch does not count
         if self.per_channel:
             count //= x.shape[-1]
         return uniform(x, self.trained_step(x, variables, count), *self.levels(), carried=carried)
@@ -278,7 +279,7 @@ class Interval(GridQuantizer):
     def trained_step(self, x, variables, count):
         """`step` with the gradient that training gives it, for a quantizer of `count` values."""
         step = self.step(x, variables)
-        return scaled_gradient(step, tf.cast(count * self.levels()[1], step.dtype) ** -0.5) if self.gradient_scale else step
+        return scaled_gradient(step, tf.cast(tf.cast(count, tf.int64) * self.levels()[1], step.dtype) ** -0.5) if self.gradient_scale else step
 
     def calibrated(self, interval):
         return {"interval": interval}
@@ -317,7 +318,8 @@ class Pact(GridQuantizer):
         return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
 
     def quantize(self, x, variables):
-        clipped = tf.minimum(tf.nn.relu(x), positive(tf.cast(variables["interval"], x.dtype)))
+        interval = positive(tf.cast(variables["interval"], x.dtype))
+        clipped = tf.where(x >= interval, interval, tf.where(x < 0, tf.zeros_like(x), x))  # at both ends the gradients of the formula
         return straight_through(clipped, uniform(tf.stop_gradient(clipped), tf.stop_gradient(self.step(x, variables)), *self.levels()))
 
     def calibrated(self, interval):

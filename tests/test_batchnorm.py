@@ -5,6 +5,7 @@ import pytest
 import tf_keras as keras
 
 from kerakd import batchnorm, models
+from kerakd.errors import BadInput
 
 L = keras.layers
 RNG = np.random.default_rng(0)
@@ -34,6 +35,27 @@ def test_what_was_there_is_forgotten_and_only_statistics_move():
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     for a, b in zip(trained, model.trainable_variables, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("old", [1e8, np.inf, np.nan])
+def test_what_was_there_is_forgotten_whatever_it_was(fused, old):
+    shape = (2, 8, 1) if fused else (16,)  # Keras's fused kernels are of images
+    model = keras.Sequential([keras.Input((*shape, 3) if fused else (3,)), L.BatchNormalization()])
+    model.layers[0].moving_variance.assign([old] * 3)
+    batchnorm.reestimate(model, [batch.reshape(1, *shape, 3) if fused else batch for batch in BATCHES])
+    np.testing.assert_allclose(model.layers[0].moving_mean, np.mean([b.mean(0) for b in BATCHES], 0), rtol=1e-4, atol=1e-5)
+    correction = 16 / 15 if fused else 1  # Bessel's, in those
+    np.testing.assert_allclose(model.layers[0].moving_variance, correction * np.mean([b.var(0) for b in BATCHES], 0), rtol=1e-4)
+
+
+def test_a_norm_of_two_inputs_is_refused_and_nothing_moves():
+    norm, inputs = L.BatchNormalization(name="bn"), keras.Input((3,))
+    model = keras.Model(inputs, norm(3 * norm(inputs) + 10))
+    before = model.get_weights()
+    with pytest.raises(BadInput, match="expected BatchNorms that are called once, received 'bn', which is called 2 times"):
+        batchnorm.reestimate(model, BATCHES)
+    assert all(map(np.array_equal, before, model.get_weights()))
 
 
 def test_dropout_draws_on_as_if_nothing_had_been_asked():

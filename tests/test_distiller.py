@@ -642,6 +642,7 @@ def quantized():
 def test_an_interval_optimizer_moves_its_intervals_and_nothing_else(own, name):
     student, images = quantized()
     calibration.calibrate(student, images)
+    assert not any("image_out" in v.name for v in student.trainable_variables)  # images keep their range
     student.get_layer("logits").layer.kernel.assign_add(0.1 * tf.sign(student.get_layer("logits").layer.kernel))  # so that no interval is at rest
     before = {v.ref(): v.numpy() for v in student.trainable_variables}
     model = taught("alone", student, optimizer=keras.optimizers.SGD(0.0), **{own: keras.optimizers.Adam(0.01)})

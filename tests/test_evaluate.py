@@ -94,6 +94,17 @@ def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_pat
     assert [one["accuracy"] for one in json.loads((tmp_path / "two.json").read_text())["models"].values()] == [found["taught_0"]["accuracy"]] * 2
 
 
+def test_a_model_of_pixels_is_scored_on_pixels(complete_run, tmp_path, data_dir, here):
+    images, directory = keras.Input((8, 8, 1)), RunDirectory(complete_run)
+    teacher = directory.load_model("teacher")(keras.layers.Rescaling(1 / 127.5, -1.0)(images))
+    keras.Model(images, teacher).save(tmp_path / "pixels.keras")
+    flags = f"--model={tmp_path / 'pixels.keras'}", "--dataset=digits", f"--data_dir={data_dir}", "--values=0..255", f"--json={tmp_path / 'x.json'}"
+    status, out, err = here(evaluate.main, *flags)
+    assert status == 0, out + err
+    (found,) = json.loads((tmp_path / "x.json").read_text())["models"].values()
+    assert found["accuracy"] == pytest.approx(directory.results()["teacher"], abs=0.003)
+
+
 def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
     for root, names in (("a", ("cat", "dog")), ("b", ("cat", "dog")), ("c", ("Cat", "dog"))):
         for name in names:

@@ -264,6 +264,14 @@ def test_ternary_kernels_of_4n_inputs_have_2_bits(ternary):
             assert set(flatfile.values(model, kernel).ravel()) == {-1, 0, 1} and (linear.bits, linear.headroom) == (2, 1)
 
 
+def test_the_fewest_bits_say_the_oldest_litert_and_an_older_one_is_refused(files, ternary, monkeypatch):
+    assert [runtime.oldest(data) for data in (files["int8"], files["int4"], ternary[1])] == ["1.2.0", "1.3.0", "2.1.5"]
+    monkeypatch.setattr(runtime.metadata, "version", lambda name: "1.2.0")
+    runtime.interpreter(files["int8"])
+    with pytest.raises(BadInput, match="expected ai-edge-litert 1.3.0 or newer for its kernels, received 1.2.0; upgrade it, or take kerakd.unpack"):
+        runtime.interpreter(files["int4"])
+
+
 def test_unpacking_2_bits_keeps_every_code_and_step_and_what_is_computed(ternary):
     student, data, images = ternary
     unpacked = flatfile.unpack(data)

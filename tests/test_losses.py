@@ -305,6 +305,13 @@ def test_half_precision_features_are_compared_in_float32(name):
     np.testing.assert_allclose(half, losses.FEATURES[name](MINE, THEIRS), rtol=0.02)
 
 
+@pytest.mark.parametrize("size", [1e-12, 1e-4, 1.0, 1e12])
+def test_attention_is_the_same_of_features_of_any_size(size):
+    one, other = tf.constant([[[1.0, 0.0], [0.5, 0.0]]]), tf.constant([[[0.0, 0.0], [3.0, 4.0]]])
+    np.testing.assert_allclose(losses.attention(size * one, other), losses.attention(one, other), rtol=1e-5)
+    np.testing.assert_allclose(losses.attention(other, size * one), losses.attention(one, other), rtol=1e-5)
+
+
 def test_attention_asks_where_and_not_how_much_or_in_which_channel():
     np.testing.assert_allclose(losses.attention(MINE, -7 * MINE[..., ::-1]), 0, atol=1e-6)
     wide = np.concatenate([MINE, MINE], axis=-1)  # twice the channels

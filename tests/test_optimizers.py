@@ -48,6 +48,16 @@ def test_every_schedule_goes_from_nothing_over_the_rate_to_nothing_and_can_be_sa
     np.testing.assert_array_equal([made(step) for step in range(22)], [again(tf.constant(step, tf.int64)) for step in range(22)])
 
 
+@pytest.mark.parametrize("schedule", optimizers.SCHEDULES)
+def test_with_restarts_each_phase_has_the_whole_schedule_and_the_first_the_warm_up(schedule):
+    falling = optimizers.build("sgd", 0.3, [10, 6, 4], variables(), 2, schedule=schedule)._learning_rate
+    parts = [(steps, optimizers.SCHEDULES[schedule](0.3, steps, warmup)) for steps, warmup in ((10, 2), (6, 0), (4, 0))]
+    expected = [float(part(step)) for steps, part in parts for step in range(steps)]
+    np.testing.assert_allclose([falling(tf.constant(step)) for step in range(21)], [*expected, 0.0], atol=1e-7)
+    again = keras.optimizers.schedules.deserialize(keras.optimizers.schedules.serialize(falling))
+    np.testing.assert_array_equal([again(step) for step in range(21)], [falling(step) for step in range(21)])
+
+
 @every
 def test_an_optimizer_follows_another_schedule(name):
     weights = variables()

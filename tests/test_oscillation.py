@@ -97,6 +97,29 @@ def test_a_frozen_weight_stays_on_its_code_whatever_the_optimizer_does(weights):
     assert any((a[~mask] != b[~mask]).any() for a, b, mask in zip(before, after, frozen, strict=True))
 
 
+def test_a_weight_is_frozen_at_the_rounded_mean_of_its_codes_and_counts_as_oscillating():
+    watch = oscillation.Watch(student(kerakd.KBit(3)))  # steps of a third
+    kernel, state = watch.watched[1][0], watch.states[1]
+    for mean, held in ((1.495, 2), (1.2, 1)):  # the first is 1.50005 after the update, the code being 2
+        kernel.assign(tf.fill(kernel.shape, 2 / 3))
+        state["frozen"].assign(tf.zeros(kernel.shape, tf.bool))
+        state["mean"].assign(tf.fill(kernel.shape, mean))
+        state["frequency"].assign(tf.ones(kernel.shape))
+        watch.update(0.5)
+        np.testing.assert_allclose(kernel, np.full(kernel.shape, held / 3), rtol=1e-6)
+    for _ in range(3):
+        watch.update(0.5)
+    np.testing.assert_allclose(state["mean"], np.full(kernel.shape, 1.2 + oscillation.MOMENTUM * 0.8), rtol=1e-6)  # as it was when it froze
+    state["frequency"].assign(tf.zeros(kernel.shape))
+    np.testing.assert_allclose(watch.share(), kernel.shape.num_elements() / sum(one.shape.num_elements() for one, *_ in watch.watched))
+
+
+def test_a_weight_of_dampening_may_be_a_function_of_the_step():
+    made = student(kerakd.Interval(3))
+    first, second = trained(made, 0.0, 32, 2, dampening=lambda step: tf.cast(step, tf.float32)).history.history["loss"]
+    assert second - first == pytest.approx(float(oscillation.dampening(made)), rel=1e-3)
+
+
 def test_dampening_is_the_papers_and_pulls_at_the_kernels_alone():
     made = student(kerakd.Interval(3))
     with tf.GradientTape() as tape:
@@ -145,8 +168,9 @@ def test_the_ramp_starts_ends_and_stays():
 
 
 @pytest.mark.parametrize("argument", [{"freezing": 0.01}, {"dampening": 0.1}])
-def test_kernels_that_do_not_stay_on_a_code_are_refused(argument):
-    distiller = kerakd.Distiller(student=student(kerakd.DoReFa(3)), mode="alone")
+@pytest.mark.parametrize("weights", [kerakd.DoReFa(3), kerakd.Ternary(scale="positive")], ids=repr)
+def test_kernels_that_do_not_stay_on_a_code_are_refused(argument, weights):
+    distiller = kerakd.Distiller(student=student(weights), mode="alone")
     with pytest.raises(BadInput, match="expected kernels that stay at a code"):
         distiller.compile("sgd", **argument)
 

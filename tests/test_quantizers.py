@@ -279,6 +279,33 @@ def test_gradient_scale_of_nine_two_bit_weights_is_a_third():
     assert plain == pytest.approx(-1 - 1 - 1 + 0.16 + 0 - 0.28 + 0.16 + 1 + 1, abs=1e-5)
 
 
+@pytest.mark.parametrize("bits, count", [(6, 25088 * 4096), (8, 25088 * 4096), (8, 384 * 384 * 64 * 2)])
+def test_gradient_scale_of_very_many_values_is_what_it_is_of_few(bits, count):
+    interval = tf.Variable(2.0)
+    with tf.GradientTape() as tape:
+        step = Interval(bits, gradient_scale=True).trained_step(tf.constant([1.0]), {"interval": interval}, count)
+    q = 2 ** (bits - 1) - 1
+    assert float(step) == pytest.approx(2 / q) and float(tape.gradient(step, interval)) == pytest.approx((count * q) ** -0.5 / q, rel=1e-5)
+
+
+@pytest.mark.parametrize("interval", [1e-6, 1e-7, 1e-8])
+def test_codes_of_the_smallest_steps_are_what_they_are_of_others(interval):
+    x = tf.constant([-1.0, -0.5, 0.0, 0.25, 1.0]) * interval
+    expected = Interval(8).codes(x / interval, {"interval": tf.constant(1.0)})
+    np.testing.assert_array_equal(Interval(8).codes(x, {"interval": tf.constant(interval)}), expected)
+    np.testing.assert_array_equal(Ternary().codes(tf.constant([4e-9, -4e-9, 0.0]), {}), [1, -1, 0])
+    np.testing.assert_array_equal(Ternary().codes(tf.zeros([3]), {}), [0, 0, 0])
+
+
+def test_pact_gives_values_at_its_ends_the_gradients_of_the_formula():
+    x, interval = tf.Variable([-1.0, 0.0, 3.0, 6.0, 7.0]), tf.Variable(6.0)
+    with tf.GradientTape() as tape:
+        y = Pact(4).quantize(x, {"interval": interval})
+    dx, dinterval = tape.gradient(y, [x, interval])
+    np.testing.assert_array_equal(dx, [0, 1, 1, 0, 0])
+    assert float(dinterval) == 2
+
+
 def test_gradient_scale_leaves_values_and_the_gradient_to_x_alone():
     x, upstream = noise(4), noise(5)
     plain, scaled = Interval(4), Interval(4, gradient_scale=True)
@@ -478,6 +505,12 @@ def test_an_interval_below_zero_comes_back_by_gradient_descent(quantizer, start)
     x = noise(17, (64, 3))
     rate = 0.1 if isinstance(quantizer, Ternary) else 2e-3
     assert (descend(quantizer, x, start, rate) > 0.1).all()
+
+
+@pytest.mark.parametrize("learned", [True, False])
+def test_an_interval_is_trained_only_where_it_is_learned(learned):
+    variables = Interval(8, learned=learned).build(tf.TensorShape((2, 3)), "activation", keras.layers.Layer())
+    assert variables["interval"].trainable == learned
 
 
 @pytest.mark.parametrize("quantizer", LEARNED, ids=repr)

@@ -353,6 +353,15 @@ def test_all_zero_images_leave_no_interval_at_zero(rule):
     np.testing.assert_array_equal(student(np.zeros((1, 4), np.float32)), 0)
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_a_tensor_of_zeros_gets_one_and_a_kernel_of_zeros_one_by_the_root_of_its_inputs(rule):
+    only = keras.Sequential([keras.Input((16,)), keras.layers.Dense(3, kernel_initializer="zeros", name="only")])
+    student = quantize(only, Scheme(None, Interval(4)))
+    calibrate(student, np.zeros((4, 16), np.float32), rule)
+    calibration.fit_weight_intervals(student, rule)
+    assert (interval(student, "only"), interval(student, "only_out")) == (0.25, 1.0)
+
+
 # ---- What survives -------------------------------------------------------------------------------------------------------------------------------
 
 SCHEMES = [Scheme(Ternary(learned=True, per_channel=True), Pact(4)), Scheme(Interval(4, True, True), Interval(4, gradient_scale=True))]

@@ -89,6 +89,23 @@ def test_the_program_proposes_widths_that_train(complete_run, tmp_path):
     assert {name: bits[name] for name in said["budget"]["widths"]} == said["budget"]["widths"]
 
 
+def test_widths_are_chosen_on_training_images_and_their_prediction_is_measured(complete_run, here, tmp_path, monkeypatch):
+    asked, judged, make, judge = [], [], sensitivity.data.training, Kernels.judge
+    monkeypatch.setattr(sensitivity.data, "training", lambda split, **kwargs: asked.append(split.name) or make(split, **kwargs))
+    monkeypatch.setattr(Kernels, "judge", lambda self, widths: judged.append((widths, judge(self, widths))) or judged[-1][1])
+    figures = "--widths=2,8", "--images=200", "--budget=3000", f"--json={tmp_path / 's.json'}"
+    status, out, err = here(sensitivity.main, f"--run={complete_run}", *figures)
+    assert status == 0, out + err
+    said, (widths, found) = json.loads((tmp_path / "s.json").read_text())["budget"], judged[-1]
+    assert asked == ["digits train"] and widths == {"conv": 8, "logits": 8, **said["widths"]} and said["predicted"] == found["accuracy"]
+
+
+def test_a_budget_that_nothing_fits_is_refused_before_anything_is_judged(complete_run, refusal, monkeypatch):
+    monkeypatch.setattr(Kernels, "judge", lambda self, widths: pytest.fail("judged"))
+    _, err = refusal(sensitivity.main, f"--run={complete_run}", "--images=20", "--budget=9")
+    assert re.search("--budget: expected at least [0-9]+ bytes, which the narrowest kernels take, received 9", err)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -476,6 +476,18 @@ def test_the_proof_sees_one_changed_code(small):
     assert proof.codes_equal == pytest.approx(1 - 1 / count, abs=1e-9) and proof.codes_equal < 1 and not proof.exact
 
 
+def test_the_proof_says_how_far_rounding_moved_and_what_the_emulation_misses(small, monkeypatch):
+    (student, data), images, real = small, noise(40), reference.logits
+    ours, snapped = -real(student, images), real(snap(student), images)
+    monkeypatch.setattr(reference, "logits", lambda model, images: (-1 if model is student else 1) * real(model, images))
+    monkeypatch.setattr("kerakd.tflite.proof.emulate", lambda data, images: runtime.run(data, images) + (np.arange(len(images)) < 10)[:, None])
+    proof = verify(student, data, images)
+    step = folding.fold(student).grids[student.output_names[0]].step
+    assert proof.moved_steps == pytest.approx(np.abs(ours - snapped).max() / step, rel=1e-6) and proof.moved_steps > 1
+    assert (proof.moved_top1, proof.emulated_equal) == (np.mean(ours.argmax(-1) == snapped.argmax(-1)), 0.75)
+    assert proof.moved_top1 < 1
+
+
 def test_the_proof_sees_the_file_of_another_student(small):
     proof = verify(made_student(plain_net, SCHEMES["W4A4"], seed=1), small[1], noise(40))
     assert proof.codes_equal < 0.9 and proof.logits_equal < 0.9 and proof.max_steps > 0 and not proof.exact
