@@ -23,7 +23,7 @@ def reestimate(model, batches):
     """
     for layer, count in collections.Counter(call.layer for call in calls(model)).items():
         if isinstance(layer, keras.layers.BatchNormalization) and count > 1:
-            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages as they are")
+            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages")
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
     if not norms:
