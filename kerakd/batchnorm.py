@@ -19,11 +19,9 @@ def reestimate(model, batches):
     Args:
         model: a functional tf_keras model; its BatchNorm statistics are changed.
         batches: an iterable of images [n, ...] (a list or dict of them for several inputs), training images with their augmentation; some 50 batches will do.
-    Raises: BadInput for a BatchNorm that is called twice: it has one mean and variance for inputs of two.
+    Raises: BadInput as `check`.
     """
-    for layer, count in collections.Counter(call.layer for call in calls(model)).items():
-        if isinstance(layer, keras.layers.BatchNormalization) and count > 1:
-            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages")
+    check(model)
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
     if not norms:
@@ -50,6 +48,13 @@ def reestimate(model, batches):
         variable.assign(np.mean(values, axis=0, dtype=np.float64))
 
 
+def check(model):
+    """Raises BadInput for a BatchNorm that is called twice: it has one mean and variance for inputs of two."""
+    for layer, count in collections.Counter(call.layer for call in calls(model)).items():
+        if isinstance(layer, keras.layers.BatchNormalization) and count > 1:
+            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages")
+
+
 def _training_pass(model, images):
     """The model in training mode as a graph, for any number of images like these; a concrete one, as calls of many functions bring TensorFlow's warnings."""
     spec = tf.nest.map_structure(lambda x: tf.TensorSpec([None, *x.shape[1:]], x.dtype), images)
@@ -64,10 +69,12 @@ class Reestimate(keras.callbacks.Callback):
     Args:
         student: the model whose statistics are estimated: that inside a Distiller.
         batches: a function of the epoch, 0 the first, that gives the batches of images.
+    Raises: BadInput as `check`.
     """
 
     def __init__(self, student, batches):
         super().__init__()
+        check(student)
         self.student, self.batches, self.epoch = student, batches, 0
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -6,7 +6,7 @@ import sys
 
 import tf_keras as keras
 
-from kerakd import data, graph, models, oscillation
+from kerakd import batchnorm, data, graph, models, oscillation
 from kerakd.calibration import calibrate
 from kerakd.checks import check_classifier
 from kerakd.errors import BadInput
@@ -59,6 +59,8 @@ class Networks:
             student = quantize(net, scheme)
         if c.dampening or c.freeze or c.watch:
             oscillation.check(student, held=bool(c.dampening or c.freeze))
+        if c.batchnorm_batches:
+            batchnorm.check(student)
         for finding in lint(student) if c.exports() else ():
             if finding.refused:
                 raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")

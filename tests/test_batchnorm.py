@@ -55,6 +55,8 @@ def test_a_norm_of_two_inputs_is_refused_and_nothing_moves():
     before = model.get_weights()
     with pytest.raises(BadInput, match="expected BatchNorms that are called once, received 'bn', which is called 2 times"):
         batchnorm.reestimate(model, BATCHES)
+    with pytest.raises(BadInput, match="called 2 times"):
+        batchnorm.Reestimate(model, lambda epoch: BATCHES)
     assert all(map(np.array_equal, before, model.get_weights()))
 
 

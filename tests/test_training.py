@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tf_keras as keras
 
 from kerakd import data, losses, models, networks, train, training
 from kerakd.config import Config
+from kerakd.errors import BadInput
 from kerakd.lessons import Lessons
 from kerakd.rundir import RunDirectory
 from kerakd.stages import stages
@@ -60,6 +62,16 @@ def test_each_teacher_by_name_is_the_one_that_its_stage_trained(tmp_path):
     assert not np.array_equal(kernels(nets[0])[0], kernels(nets[1])[0])
     for net, found in zip(nets, made.networks.teachers(), strict=True):
         assert_equal_weights(net, found)
+
+
+def test_a_batchnorm_of_two_inputs_is_refused_before_anything_is_trained(tmp_path):
+    inputs, norm = keras.Input((8, 8, 1)), keras.layers.BatchNormalization(name="bn")
+    x = keras.layers.Flatten()(norm(norm(inputs)))
+    keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "net.keras")
+    told = {"student": str(tmp_path / "net.keras"), "student_width": 1.0, "weights": "float", "activations": "float", "first": 0, "last": 0}
+    run(tmp_path / "run", **told)
+    with pytest.raises(BadInput, match="expected BatchNorms that are called once, received 'bn', which is called 2 times"):
+        run(tmp_path / "other", **told, batchnorm_batches=2)
 
 
 # ---- Stages --------------------------------------------------------------------------------------------------------------------------------------
