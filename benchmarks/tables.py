@@ -38,6 +38,7 @@ on 1,000 test images every logit of the file and every kernel's code equals that
 rounded as integers need it; from the settled student, whose own steps are the file's, that moved logits by at most *moved* steps of the
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
 the teacher about its views paid for those after it, which read its answers from a cache.
+*teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
 *ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
 benchmarks.row_steps`); of several phases the mean over epochs."""
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (CPU)", "date")
@@ -101,11 +102,17 @@ def _minutes(made):
     return f"{wall:.0f} ({cpu:.0f})" if timed else ""
 
 
+def _what(row, made):
+    """What a row is and, of runs that measured it, how often its teacher is right on the views that it is shown."""
+    right = [run["metrics"][-1]["teacher_accuracy"] for run in made if "teacher_accuracy" in run["metrics"][-1]]
+    return f"{row.what}; teacher right on {100 * statistics.mean(right):.0f} %" if right else row.what
+
+
 def _line(name, row, found):
     made, gain = found[name], points(name, row.against, found)
     cells = [
         f"[{name}](cifar10/{name}.cfg)",
-        row.what,
+        _what(row, made),
         percent(mean(made)),
         ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "1",
         f"{gain[0]:+.2f}" if gain else "",
