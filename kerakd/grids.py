@@ -83,6 +83,8 @@ def _dot(a, b, step):
     columns = _columns(a.shape, step.shape) if _stock.get() and a.dtype == tf.bfloat16 else 0
     if columns and not tf.config.list_logical_devices("GPU"):  # there it has no deterministic form
         return _sum_to(_column_dots(a, b, columns), step.shape)
+    if a.dtype == tf.float16:  # sums of its numbers may be infinite; where that is clipped, a is 0
+        return _sum_to(tf.math.multiply_no_nan(tf.cast(b, step.dtype), tf.cast(a, step.dtype)), step.shape)
     return _sum_to(tf.cast(a, step.dtype) * tf.cast(b, step.dtype), step.shape)
 
 

@@ -570,6 +570,17 @@ def test_gradients_in_half_precision_are_those_of_float32(grid, dtype, stock, en
     assert float(dstep) == pytest.approx((np.sum(dy * y) - np.sum(dx * x)) / step, rel=1e-4)
 
 
+def test_what_float16_can_not_hold_is_clipped_as_any_other_large_value():
+    gradients = []
+    for large in (60000.0, np.inf):
+        x, step = tf.Variable(tf.constant([large, 0.6], tf.float16)), tf.Variable(0.25)
+        with tf.GradientTape() as tape:
+            y = grids.uniform(tf.convert_to_tensor(x), tf.convert_to_tensor(step), 0, 3)
+        gradients.append([value.numpy() for value in tape.gradient(y, [x, step])])
+    np.testing.assert_array_equal(gradients[1][0], [0, 1])
+    assert gradients[0][1] == gradients[1][1] == pytest.approx(3 + 2 - 0.6 / 0.25, abs=0.01)
+
+
 @pytest.mark.parametrize("channels", [16, 24])
 def test_each_channel_of_a_half_tensor_has_a_gradient_of_its_own(channels):
     x = np.float32(tf.cast(np.random.default_rng(22).normal(size=(4, 6, channels)), tf.bfloat16))
