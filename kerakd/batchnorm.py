@@ -19,9 +19,9 @@ def reestimate(model, batches):
     Args:
         model: a functional tf_keras model; its BatchNorm statistics are changed.
         batches: an iterable of images [n, ...] (a list or dict of them for several inputs), training images with their augmentation; some 50 batches will do.
-    Raises: BadInput as `check`.
+    Raises: BadInput for a BatchNorm that is called twice.
     """
-    check(model)
+    _check(model)
     norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
     statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
     if not norms:
@@ -35,8 +35,6 @@ def reestimate(model, batches):
         for images in batches:
             images = tf.nest.map_structure(tf.convert_to_tensor, images) if len(model.inputs) > 1 else tf.convert_to_tensor(images)
             forward = forward or _training_pass(model, images)
-            for variable in statistics:  # not every BatchNorm forgets to the last bit what was there, NaN not at all
-                variable.assign(tf.zeros_like(variable))
             forward(images)
             seen.append([variable.numpy() for variable in statistics])
     finally:
@@ -48,11 +46,16 @@ def reestimate(model, batches):
         variable.assign(np.mean(values, axis=0, dtype=np.float64))
 
 
-def check(model):
-    """Raises BadInput for a BatchNorm that is called twice: it has one mean and variance for inputs of two."""
-    for layer, count in collections.Counter(call.layer for call in calls(model)).items():
-        if isinstance(layer, keras.layers.BatchNormalization) and count > 1:
-            raise BadInput(f"model: expected BatchNorms that are called once, received {layer.name!r}, which is called {count} times; keep its averages")
+def called_twice(model):
+    """The names of the BatchNorms that learn statistics of more than one call: they have one mean and variance for the inputs of all."""
+    inner = (layer for call in calls(model) for layer in call.layer._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization))
+    return [layer.name for layer, count in collections.Counter(layer for layer in inner if layer.trainable).items() if count > 1]
+
+
+def _check(model):
+    found = called_twice(model)
+    if found:
+        raise BadInput(f"model: expected BatchNorms that are called once, received {', '.join(found)}; give each call one of its own, or estimate none anew")
 
 
 def _training_pass(model, images):
@@ -69,12 +72,12 @@ class Reestimate(keras.callbacks.Callback):
     Args:
         student: the model whose statistics are estimated: that inside a Distiller.
         batches: a function of the epoch, 0 the first, that gives the batches of images.
-    Raises: BadInput as `check`.
+    Raises: BadInput as `reestimate`.
     """
 
     def __init__(self, student, batches):
         super().__init__()
-        check(student)
+        _check(student)
         self.student, self.batches, self.epoch = student, batches, 0
 
     def on_epoch_begin(self, epoch, logs=None):

@@ -46,16 +46,34 @@ def check_new(name, path, suffixes, overwrite):
         raise BadInput(f"--{name}: expected a folder that can be written, received {path.parent} ({error.strerror}); take another") from error
 
 
+class _Optional:
+    """A number that a later flag takes back: --name= is None."""
+
+    def parse(self, argument):
+        return None if argument == "" else super().parse(argument)
+
+
+class _OptionalFloat(_Optional, flags.FloatParser):
+    pass
+
+
+class _OptionalInteger(_Optional, flags.IntegerParser):
+    pass
+
+
+_OPTIONAL = {typing.Optional[float]: _OptionalFloat, typing.Optional[int]: _OptionalInteger}
 _DEFINE = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, float: flags.DEFINE_float, str: flags.DEFINE_string, tuple: flags.DEFINE_multi_string}
 
 
 def define(flag_values, cls):
     """Defines a flag for each field of `cls` on `flag_values`: nothing global."""
     for field in dataclasses.fields(cls):
-        kind = {typing.Optional[float]: float, typing.Optional[int]: int}.get(field.type, field.type)
         choices = field.metadata["choices"]
         text = field.metadata["help"] + (f" ({', '.join(choices)})" if choices else "")
-        _DEFINE[kind](field.name, list(field.default) if kind is tuple else field.default, text, flag_values=flag_values)
+        if field.type in _OPTIONAL:
+            flags.DEFINE(_OPTIONAL[field.type](), field.name, field.default, text, flag_values=flag_values)
+        else:
+            _DEFINE[field.type](field.name, list(field.default) if field.type is tuple else field.default, text, flag_values=flag_values)
 
 
 def _last_said(arguments, repeated, values):

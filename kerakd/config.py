@@ -206,5 +206,8 @@ def parse(argv, extra=()):
 
 
 def read(path):
-    """The Config of a flag file, as a run keeps it. Raises: BadInput."""
-    return parse(["run", f"--flagfile={path}"])[0]
+    """The Config of a flag file, as a run keeps it. Raises: BadInput that names the file."""
+    try:
+        return parse(["run", f"--flagfile={path}"])[0]
+    except BadInput as error:
+        raise BadInput(f"--run: {path}: {error}") from error

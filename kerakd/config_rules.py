@@ -167,7 +167,8 @@ def _read(config):
     defaults = {field.name: field.default for field in dataclasses.fields(config)}
     for name, (needed, there) in needs.items():
         if not there and getattr(config, name) != defaults[name]:
-            raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it away")
+            back = f", or take it back by --{name}=" if defaults[name] is None else ""
+            raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it away{back}")
 
 
 def _intervals(scheme, rules):

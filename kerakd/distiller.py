@@ -19,7 +19,7 @@ from kerakd.modes import mode_named
 from kerakd.panel import Panel, views_of
 from kerakd.soft import SoftLoss, one_hot, right
 
-TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "teacher_accuracy", "oscillating")  # of a history; `evaluate` knows the first two
+TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "oscillating", "teacher_accuracy")  # of a history; `evaluate` knows the first two
 
 
 def _constant(name, what):
@@ -156,12 +156,19 @@ class Distiller(keras.Model):
         super().save_weights(filepath, *args, **kwargs)
 
     def load_weights(self, filepath, *args, **kwargs):
-        """As `keras.Model.load_weights`, into a Distiller of the same networks that was compiled likewise. Raises: BadInput as `save_weights`."""
+        """As `keras.Model.load_weights`, into a Distiller of the same networks that was compiled likewise.
+
+        Raises: BadInput as `save_weights`, and for an .h5 file of another Distiller.
+        """
         _check_path(filepath)
         if self.compiled:  # for what is read to have a place
             with self.distribute_strategy.scope():
                 self._build_optimizers()
-        return super().load_weights(filepath, *args, **kwargs)
+        try:
+            return super().load_weights(filepath, *args, **kwargs)
+        except ValueError as error:
+            told = f"received others ({str(error).strip().splitlines()[0]})"
+            raise BadInput(f"filepath: expected weights that this version saved of the same networks, compiled likewise, {told}") from error
 
     @property
     def compiled(self):

@@ -16,6 +16,7 @@ from kerakd.plan import takes_pixels
 from kerakd.scheme import quantize
 from kerakd.teachers import is_file
 from kerakd.tflite import lint
+from kerakd.wrapper import interval_variables
 
 
 class Networks:
@@ -59,8 +60,9 @@ class Networks:
             student = quantize(net, scheme)
         if c.dampening or c.freeze or c.watch:
             oscillation.check(student, held=bool(c.dampening or c.freeze))
-        if c.batchnorm_batches:
-            batchnorm.check(student)
+        twice = batchnorm.called_twice(student) if c.batchnorm_batches else []
+        if twice:
+            raise BadInput(f"--batchnorm_batches: expected a student whose BatchNorms are called once, received {', '.join(twice)} called twice; leave it away")
         for finding in lint(student) if c.exports() else ():
             if finding.refused:
                 raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")
@@ -87,10 +89,11 @@ class Networks:
         net = self.build(self.config.student, self.config.student_width, fresh=not self.config.from_float())
         if self.config.float_epochs and self.config.from_float():
             net.set_weights(self.directory.load_model("float").get_weights())
-        batch = min(self.config.calibration_images, self.images.count)
-        views = data.training(self.images, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
         student = quantize(net, self.config.scheme())
-        calibrate(student, next(iter(views))[0], self.config.calibration)
+        if any(interval_variables(student)):
+            batch = min(self.config.calibration_images, self.images.count)
+            views = data.training(self.images, view="whole", size=self.shape[:2], batch_size=batch, seed=self.config.seed, epochs=1)
+            calibrate(student, next(iter(views))[0], self.config.calibration)
         return student
 
     def teacher(self, one):

@@ -104,6 +104,7 @@ def check(student, held=True):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
     for kernel, quantizer, _ in kernels(student) if held else ():
         # a weight set to the scale of the positive ones moves the threshold, and may take them all below it
-        positive = isinstance(quantizer, Ternary) and quantizer.scale == "positive"
-        if isinstance(quantizer, StandardizedKernel) or _is_dorefa(quantizer) or positive:
+        inner = getattr(quantizer, "quantizer", quantizer)
+        positive = isinstance(inner, Ternary) and inner.scale == "positive"
+        if isinstance(quantizer, StandardizedKernel) or isinstance(inner, DoReFa) or positive:
             raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary()")

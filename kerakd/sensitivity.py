@@ -10,6 +10,7 @@ accuracy that is predicted is that of all chosen widths together, measured, befo
 
 import dataclasses
 import json
+import math
 import re
 import sys
 
@@ -81,7 +82,9 @@ def check_budget(narrowest, sizes, budget, fixed_bytes=0.0):
     """Raises BadInput unless kernels fit a budget at their narrowest, {layer: bits}; the other arguments are those of `fit`."""
     least = fixed_bytes + sum(sizes[name] * width for name, width in narrowest.items()) / 8
     if least > budget:
-        raise BadInput(f"--budget: expected at least {least:.0f} bytes, which the narrowest kernels take, received {budget}; give more, or smaller --widths")
+        raise BadInput(
+            f"--budget: expected at least {math.ceil(least)} bytes, which the narrowest kernels take, received {budget}; give more, or smaller --widths"
+        )
 
 
 def fit(found, sizes, budget, fixed_bytes=0.0):

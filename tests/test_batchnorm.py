@@ -37,27 +37,28 @@ def test_what_was_there_is_forgotten_and_only_statistics_move():
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("old", [1e8, np.inf, np.nan])
-def test_what_was_there_is_forgotten_whatever_it_was(fused, old):
-    shape = (2, 8, 1) if fused else (16,)  # Keras's fused kernels are of images
-    model = keras.Sequential([keras.Input((*shape, 3) if fused else (3,)), L.BatchNormalization()])
-    model.layers[0].moving_variance.assign([old] * 3)
-    batchnorm.reestimate(model, [batch.reshape(1, *shape, 3) if fused else batch for batch in BATCHES])
-    np.testing.assert_allclose(model.layers[0].moving_mean, np.mean([b.mean(0) for b in BATCHES], 0), rtol=1e-4, atol=1e-5)
-    correction = 16 / 15 if fused else 1  # Bessel's, in those
-    np.testing.assert_allclose(model.layers[0].moving_variance, correction * np.mean([b.var(0) for b in BATCHES], 0), rtol=1e-4)
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_norm_that_is_frozen_or_called_for_inference_keeps_what_it_has(frozen):
+    inputs, norm = keras.Input((3,)), L.BatchNormalization(trainable=not frozen)
+    model = keras.Model(inputs, L.BatchNormalization(name="behind")(norm(inputs, **({} if frozen else {"training": False}))))
+    norm.set_weights([np.full(3, value) for value in (1, 0, 5, 4)])
+    batchnorm.reestimate(model, BATCHES)
+    np.testing.assert_array_equal(norm.get_weights()[2:], [[5] * 3, [4] * 3])
+    expected = np.mean([((b - 5) / np.sqrt(4.001)).mean(0) for b in BATCHES], 0)
+    np.testing.assert_allclose(model.get_layer("behind").moving_mean, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_norm_of_two_inputs_is_refused_and_nothing_moves():
     norm, inputs = L.BatchNormalization(name="bn"), keras.Input((3,))
     model = keras.Model(inputs, norm(3 * norm(inputs) + 10))
     before = model.get_weights()
-    with pytest.raises(BadInput, match="expected BatchNorms that are called once, received 'bn', which is called 2 times"):
+    with pytest.raises(BadInput, match="expected BatchNorms that are called once, received bn; give each call one of its own"):
         batchnorm.reestimate(model, BATCHES)
-    with pytest.raises(BadInput, match="called 2 times"):
+    with pytest.raises(BadInput, match="called once, received bn"):
         batchnorm.Reestimate(model, lambda epoch: BATCHES)
     assert all(map(np.array_equal, before, model.get_weights()))
+    norm.trainable = False  # nothing of it would move
+    assert batchnorm.called_twice(model) == []
 
 
 def test_dropout_draws_on_as_if_nothing_had_been_asked():

@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 
 from kerakd import commandline, quantizers, scheme
-from kerakd.config import Config, parse
+from kerakd.config import Config, parse, read
 from kerakd.errors import BadInput
 from kerakd.teachers import Teacher
 
@@ -86,6 +86,23 @@ def test_later_flags_win_over_a_flag_file(tmp_path):
     file = tmp_path / "flags.cfg"
     file.write_text("# a comment\n" + Config(**GOOD).text())
     assert parse(["x", f"--flagfile={file}", "--batch_size=7"])[0].batch_size == 7
+
+
+def test_a_number_that_need_not_be_given_is_taken_back_by_nothing(tmp_path):
+    file = tmp_path / "x.cfg"
+    file.write_text("--dataset=digits\n--student=resnet8\n--phase=alone:1\n--weight_interval_rate=0.1\n--view_seed=3\n--weights=float\n--activations=float\n")
+    flags = ["x", f"--flagfile={file}", "--first=0", "--last=0"]
+    with pytest.raises(BadInput, match="leave it away, or take it back by --weight_interval_rate="):
+        parse(flags)
+    made, _ = parse([*flags, "--weight_interval_rate=", "--view_seed="])
+    assert made.weight_interval_rate is None and made.view_seed is None
+    assert parse([*flags, "--weight_interval_rate=", "--view_seed=0"])[0].view_seed == 0
+
+
+def test_what_is_wrong_in_the_flags_of_a_run_names_their_file(tmp_path):
+    (tmp_path / "flags.cfg").write_text("--dataset=digits\n--student=resnet8\n--phase=alone:1\n--sums=8\n")
+    with pytest.raises(BadInput, match=f"--run: {tmp_path / 'flags.cfg'}: --sums: expected --activations of fewer bits"):
+        read(tmp_path / "flags.cfg")
 
 
 def test_a_path_may_begin_at_home(monkeypatch):

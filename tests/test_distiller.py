@@ -298,6 +298,12 @@ def test_saved_weights_hold_optimizers_and_what_is_frozen(path, fitted, tmp_path
     assert train(again) == train(model)  # and they go on as one
 
 
+def test_weights_of_another_distiller_are_refused(tmp_path):
+    taught(student=net(1, norm=False)).save_weights(tmp_path / "x.weights.h5")
+    with pytest.raises(BadInput, match="filepath: expected weights that this version saved of the same networks, compiled likewise, received others"):
+        taught().load_weights(tmp_path / "x.weights.h5")
+
+
 @pytest.mark.parametrize(
     "x, telling",
     [

@@ -22,13 +22,13 @@ SCHEMES = {
 }
 
 
-def student(weights):
+def student(weights, overrides=None):
     keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 2))
     x = L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, name="first")(inputs)))
     x = L.ReLU()(L.BatchNormalization()(L.DepthwiseConv2D(3, depth_multiplier=2, name="deep")(x)))
     x = L.ReLU()(L.BatchNormalization()(L.Conv2D(5, 1, name="wide")(x)))
-    made = kerakd.quantize(keras.Model(inputs, L.Dense(3, name="head")(L.Flatten()(x))), kerakd.Scheme(weights, kerakd.Interval(4)))
+    made = kerakd.quantize(keras.Model(inputs, L.Dense(3, name="head")(L.Flatten()(x))), kerakd.Scheme(weights, kerakd.Interval(4), overrides=overrides or {}))
     kerakd.calibrate(made, IMAGES)
     return made
 
@@ -168,9 +168,10 @@ def test_the_ramp_starts_ends_and_stays():
 
 
 @pytest.mark.parametrize("argument", [{"freezing": 0.01}, {"dampening": 0.1}])
+@pytest.mark.parametrize("only", ["deep", "wide"])
 @pytest.mark.parametrize("weights", [kerakd.DoReFa(3), kerakd.Ternary(scale="positive")], ids=repr)
-def test_kernels_that_do_not_stay_on_a_code_are_refused(argument, weights):
-    distiller = kerakd.Distiller(student=student(weights), mode="alone")
+def test_kernels_that_do_not_stay_on_a_code_are_refused(argument, weights, only):
+    distiller = kerakd.Distiller(student=student(kerakd.Interval(8), {only: kerakd.Scheme(weights, kerakd.Interval(4))}), mode="alone")
     with pytest.raises(BadInput, match="expected kernels that stay at a code"):
         distiller.compile("sgd", **argument)
 

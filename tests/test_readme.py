@@ -4,7 +4,11 @@ import re
 import subprocess
 import sys
 
+import pytest
+import tf_keras as keras
 from conftest import ROOT
+
+import kerakd
 
 README = (ROOT / "README.md").read_text()
 
@@ -24,6 +28,16 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "logits of 256 images equal (100.00%)" in done.stdout and (tmp_path / "student.keras").exists()
+
+
+def test_a_models_softmax_is_taken_away_as_is_said(tmp_path):
+    (said,) = re.findall(r"`(model\.layers\[-1\]\.activation = .*?)`", README)
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    with pytest.raises(kerakd.BadInput):
+        kerakd.quantize(model, kerakd.Scheme(None, kerakd.Interval(8)))
+    exec(said, {"model": model, "keras": keras})
+    model.save(tmp_path / "x.keras")
+    kerakd.quantize(keras.models.load_model(tmp_path / "x.keras"), kerakd.Scheme(None, kerakd.Interval(8)))
 
 
 def test_the_two_commands_come_first_and_the_makefile_has_them():

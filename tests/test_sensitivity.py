@@ -68,6 +68,8 @@ def test_the_cheapest_step_for_each_byte_is_taken_until_it_fits():
     assert fit(found, sizes, 240) == {"a": 2, "b": 2, "c": 2}
     with pytest.raises(kerakd.BadInput, match="--budget: expected at least 240 bytes"):
         fit(found, sizes, 239)
+    with pytest.raises(kerakd.BadInput, match="at least 241 bytes, .*received 240"):  # 240.4
+        fit(found, sizes, 240, fixed_bytes=0.4)
     with pytest.raises(kerakd.BadInput, match="at least 340 bytes"):
         fit(found, sizes, 330, fixed_bytes=100)
 

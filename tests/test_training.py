@@ -54,6 +54,12 @@ def test_a_student_begins_as_the_float_one_ended_or_anew_and_is_calibrated_as_to
     assert asked == [(9, "mse")]
 
 
+def test_a_student_without_intervals_asks_for_no_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "calibrate", lambda *args: pytest.fail("calibrated"))
+    monkeypatch.setattr(networks.data, "training", lambda *args, **kwargs: pytest.fail("read"))
+    assert run(tmp_path / "run", weights="float", activations="float", first=0, last=0).networks.student().output_shape == (None, 10)
+
+
 def test_each_teacher_by_name_is_the_one_that_its_stage_trained(tmp_path):
     made = run(tmp_path / "run", **{**TAUGHT, "teacher": ("resnet8", "resnet8")})
     nets = [made.networks.teacher(one) for one in made.config.teachers()]
@@ -70,7 +76,7 @@ def test_a_batchnorm_of_two_inputs_is_refused_before_anything_is_trained(tmp_pat
     keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "net.keras")
     told = {"student": str(tmp_path / "net.keras"), "student_width": 1.0, "weights": "float", "activations": "float", "first": 0, "last": 0}
     run(tmp_path / "run", **told)
-    with pytest.raises(BadInput, match="expected BatchNorms that are called once, received 'bn', which is called 2 times"):
+    with pytest.raises(BadInput, match="--batchnorm_batches: expected a student whose BatchNorms are called once, received bn called twice; leave it away"):
         run(tmp_path / "other", **told, batchnorm_batches=2)
 
 
