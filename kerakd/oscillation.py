@@ -17,10 +17,6 @@ def kernels(model):
     return [kernel for kernel in found if kernel[1].width <= 4]
 
 
-def _is_dorefa(quantizer):
-    return isinstance(getattr(quantizer, "quantizer", quantizer), DoReFa)
-
-
 def dampening(model):
     """sum((q(w) - clip(w))^2) over the kernels of at most 4 bits: pulls weights to the middle of their code (section 4.2).
 
@@ -103,8 +99,8 @@ def check(student, held=True):
     if not kernels(student):
         raise BadInput("student: expected kernels of 4 bits or fewer, received none; only those oscillate enough to be damped or frozen")
     for kernel, quantizer, _ in kernels(student) if held else ():
-        # a weight set to the scale of the positive ones moves the threshold, and may take them all below it
-        inner = getattr(quantizer, "quantizer", quantizer)
+        inner = getattr(quantizer, "quantizer", quantizer)  # of a depthwise kernel
+        # of positive weights alone: one that is set to their scale moves the threshold, and may take them all below it
         positive = isinstance(inner, Ternary) and inner.scale == "positive"
         if isinstance(quantizer, StandardizedKernel) or isinstance(inner, DoReFa) or positive:
             raise BadInput(f"student: expected kernels that stay at a code when set to it, received {kernel.name}; use Interval, KBit or Ternary()")
