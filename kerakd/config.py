@@ -73,7 +73,11 @@ class Config:
     weight_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned weight intervals; not given: --learning_rate")
     activation_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned activation intervals; not given: --learning_rate")
     warmup_epochs: float = flag(0.0, "epochs of linear warm-up of the phases; teacher and float student take the same share of theirs")
-    weight_decay: float = flag(0.0, "each step takes learning rate * weight_decay of every kernel away")
+    weight_decay: float = flag(
+        0.0,
+        "each step takes learning rate * weight_decay of every kernel away, past the momentum; of sgd, whose momentum is 0.9, 0.001 is what papers "
+        "call 0.0001, which goes through it",
+    )
     clip_norm: typing.Optional[float] = flag(
         None, "clip the gradients of each optimizer together to this norm: kernels, and intervals with a rate of their own"
     )
