@@ -4,11 +4,12 @@ import statistics
 
 from matplotlib.figure import Figure
 
-from benchmarks.rows import SECTIONS
+from benchmarks.rows import SECTIONS, epochs_before
 
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
+COLOURS = [*(f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]), "black"]
 SMALL = 6  # the size of names in print
-CURVES = ("float", "float_taught", "ternary", "ternary_b", "ternary_c", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "qkd_w2a2_ss", "qkd_w2a2_ss_tu")
+CURVES = ("float", "float_longer", "ternary", "ternary_b", "best_ternary", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "best_w4a4", "qkd_w2a2_ss", "best_w2a2_taught")
 
 
 def _mean(figure, runs):
@@ -20,15 +21,15 @@ def scattered(found, measured, label, unit=1, scale="linear"):
     figure = Figure(figsize=(10, 8), layout="constrained")
     axes = figure.subplots()
     named = []
-    for mark, (title, rows) in zip(MARKS, SECTIONS.items(), strict=True):
+    for mark, colour, (title, rows) in zip(MARKS, COLOURS, SECTIONS.items(), strict=True):
         there = [row for row in rows if found[row] and measured in found[row][0]]
         points = [(_mean(measured, found[row]) / unit, 100 * _mean("accuracy", found[row]), row) for row in there]
         if points:
-            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, markersize=5, label=title, alpha=0.8)
+            axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, color=colour, markersize=5, label=title, alpha=0.8)
         named += points
     axes.set(xlabel=label, ylabel="test accuracy, %", xscale=scale)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.margins(x=0.2)
+    axes.margins(x=0.3)
     axes.grid(alpha=0.3)
     if axes.lines:
         figure.legend(fontsize=7, loc="outside lower center", ncols=2, frameon=False)
@@ -56,13 +57,14 @@ def _meet(a, b):
 
 
 def learning(found):
-    """Test accuracy against epochs of a few rows, the mean of their seeds; float rows dashed."""
+    """Test accuracy against epochs of a few rows, those of the float network they start from included, the mean of their seeds; float rows dashed."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
     for row in (row for row in CURVES if found[row]):
         means = [100 * statistics.mean(values) for values in zip(*([line["val_accuracy"] for line in run["metrics"]] for run in found[row]), strict=True)]
-        axes.plot(range(1, len(means) + 1), means, "--" if row.startswith("float") else "-", marker=".", label=row)
-    axes.set(xlabel="epoch", ylabel="test accuracy, %", ylim=(50, None))
+        first = 1 + epochs_before(row)
+        axes.plot(range(first, first + len(means)), means, "--" if row.startswith("float") else "-", marker=".", label=row)
+    axes.set(xlabel="epoch", ylabel="test accuracy of the Keras network, %", ylim=(50, None))
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend(fontsize=8)

@@ -2,10 +2,21 @@
 
 import dataclasses
 import pathlib
+import re
 
 RESULTS = pathlib.Path("results")
 CIFAR10 = RESULTS / "cifar10"
 STEPS = RESULTS / "steps.json"
+
+
+def epochs_before(row):
+    """Of the kept float network that a row's student starts from; 0 from scratch."""
+    return 6 if re.search(r"^--student=.*\.keras$", (CIFAR10 / f"{row}.cfg").read_text(), re.MULTILINE) else 0
+
+
+def is_taught(row):
+    """Whether a row has a teacher."""
+    return "\n--teacher=" in (CIFAR10 / f"{row}.cfg").read_text()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +68,7 @@ SECTIONS = {
         "float": Row("student, alone"),
         "float_taught": Row("student, distilled (T 4)", "float", "float"),
         "float_longer": Row("student, six epochs more, alone"),
+        "float_taught_longer": Row("student, six epochs more, under the trained teacher (T 4)", "float_longer", "float_longer"),
         "float_3": Row("student, half as long, alone"),
         "mobilenet": Row("MobileNetV2 of half the width, alone"),
         "mobilenet_longer": Row("MobileNetV2, six epochs more, alone"),

@@ -7,7 +7,7 @@ import json
 import statistics
 
 from benchmarks import pictures
-from benchmarks.rows import CIFAR10, LIMITS, RESULTS, ROWS, SECTIONS, STEPS
+from benchmarks.rows import CIFAR10, LIMITS, RESULTS, ROWS, SECTIONS, STEPS, epochs_before, is_taught
 
 INTRODUCTION = """# Measured on CIFAR-10
 
@@ -25,15 +25,15 @@ calibration were tried on these rows, and so on the test images.
 Each row has a configuration, linked from its name. With CIFAR-10 prepared (BUILD.md, Data) where TFDS_DATA_DIR says, either of
 
 ```sh
-python -m kerakd.train --flagfile=results/cifar10/ROW.cfg --workdir=runs/ROW            # trains it again
+python -m kerakd.train --flagfile=results/cifar10/ROW.cfg --workdir=runs/ROW            # trains it again; then export.tflite --run=runs/ROW
 python -m benchmarks.accuracy --row=ROW --seeds=2                                       # trains, exports and keeps what is not kept here yet
 ```
 
 and `make results` makes these tables and pictures from what is kept.
 
-*against float*: points above the float student that trained as long in all, alone: `float`, `float_longer` for a row that starts from its
-weights (or from those of `float_taught`, which had the teacher for its six epochs too), `float_3` for three epochs, `mobilenet_longer` for
-MobileNetV2. *file*: *exact* where
+*against float*: points, over the seeds that both have, above the float student that trained as long in all, alone: `float`,
+`float_longer` for a row that starts from its weights (6+6 epochs; or from those of `float_taught`, which had the teacher for its six too),
+`float_3` for three epochs, `mobilenet_longer` for MobileNetV2. *zipped*: the bytes of the file, deflated. *file*: *exact* where
 on 1,000 test images every logit of the file and every kernel's code equals that of the snapped Keras copy, whose biases and steps are
 rounded as integers need it; from the settled student, whose own steps are the file's, that moved logits by at most *moved* steps of the
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
@@ -41,7 +41,7 @@ the teacher about its views paid for those after it, which read its answers from
 *teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
 *ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
 benchmarks.row_steps`); of several phases the mean over epochs."""
-COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "file", "moved", "ms a step", "minutes (CPU)", "date")
+COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "zipped", "file", "moved", "ms a step", "minutes (CPU)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
 views in the same order, float32, SGD with momentum on labels, the same rates, each peer in an environment of its own, one after the
 other. A file is what TensorFlow's converter makes of a Keras peer's network, and of kerakd's student its own exporter; its accuracy on
@@ -82,10 +82,9 @@ def percent(accuracy):
 
 
 def points(row, other, found):
-    """(how many points a row is above another on the seeds that both have, how many those are); None if there are none."""
+    """[how many points a row is above another] on each of the seeds that both have."""
     accuracies = [{run["seed"]: run["accuracy"] for run in found[name]} if name else {} for name in (row, other)]
-    both = accuracies[0].keys() & accuracies[1].keys()
-    return (100 * statistics.mean(accuracies[0][seed] - accuracies[1][seed] for seed in both), len(both)) if both else None
+    return [100 * (accuracies[0][seed] - accuracies[1][seed]) for seed in sorted(accuracies[0].keys() & accuracies[1].keys())]
 
 
 def _file(made):
@@ -109,15 +108,16 @@ def _what(row, made):
 
 
 def _line(name, row, found):
-    made, gain = found[name], points(name, row.against, found)
+    made, gain, before = found[name], points(name, row.against, found), epochs_before(name)
     cells = [
         f"[{name}](cifar10/{name}.cfg)",
         _what(row, made),
         percent(mean(made)),
-        ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "1",
-        f"{gain[0]:+.2f}" if gain else "",
-        str(len(made[0]["metrics"])),
+        ", ".join(percent(run["accuracy"]) for run in made) if len(made) > 1 else "one",
+        f"{statistics.mean(gain):+.2f}" if gain else "",
+        f"{before}+{len(made[0]['metrics'])}" if before else str(len(made[0]["metrics"])),
         f"{made[0]['bytes']:,}",
+        f"{made[0]['zipped']:,}",
         *_file(made),
         f"{made[0]['step_ms']:.0f}" if "step_ms" in made[0] else "",
         _minutes(made),
@@ -137,20 +137,23 @@ def section(title, rows, found):
     return lines
 
 
-def _reached(gain, least):
-    if gain is None:
+def _reached(gains, least):
+    if not gains:
         return "not run yet"
-    return f"{'yes' if gain[0] >= least else 'no'}: {gain[0]:+.2f} (seeds: {gain[1]})"
+    answers, each = {gain >= least for gain in gains}, ", ".join(f"{gain:+.2f}" for gain in gains)
+    return f"{('yes' if answers == {True} else 'no') if len(answers) == 1 else 'not shown'}: {statistics.mean(gains):+.2f} ({each})"
 
 
 def aims(found):
     """The lines on what was aimed at: how near float the best low-bit rows come, and whether a teacher helps in every low-bit row."""
-    lines = ["## Aims", "", "| aim | reached |", "|---|---|"]
+    lines = ["## Aims", "", "In points, the mean and that of each seed; not shown: one seed says yes, another no.", "", "| aim | reached |", "|---|---|"]
     for row, limit in LIMITS.items():
         aim = f"at most {limit} points below" if limit else "not below"
         lines.append(f"| {row} {aim} {ROWS[row].against} | {_reached(points(row, ROWS[row].against, found), -limit)} |")
     taught = {name: row.alone for name, row in ROWS.items() if row.alone}
     lines += [f"| {name} above {alone}, which has no teacher | {_reached(points(name, alone, found), 0.01)} |" for name, alone in taught.items()]
+    others = [name for name, row in ROWS.items() if is_taught(name) and not row.alone]
+    lines += ["", f"Not judged here, as no row without a teacher is like them in all else: {', '.join(others)}."]
     return [*lines, ""]
 
 

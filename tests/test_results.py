@@ -124,15 +124,30 @@ def some(**accuracies):
 def test_a_row_is_the_mean_of_its_seeds_against_those_that_its_reference_has():
     found = some(float=[0.8, 0.82], ternary=[0.79])
     lines = tables.section("x", {name: rows.ROWS[name] for name in ("float", "ternary", "ternary_b")}, found)
-    assert "| 81.00 | 80.00, 82.00 |  | 3 |" in lines[4] and "| 79.00 | 1 | -1.00 | 3 |" in lines[5]
+    assert "| 81.00 | 80.00, 82.00 |  | 3 | 2,000 | 1,000 |" in lines[4] and "| 79.00 | one | -1.00 | 3 |" in lines[5]
     assert lines[-2] == "Not run yet: ternary_b."
 
 
-def test_an_aim_says_how_far_it_is_reached_on_how_many_seeds_or_that_it_is_open():
-    text = "\n".join(tables.aims(some(float_longer=[0.8, 0.8], best_ternary=[0.795, 0.792], ternary=[0.7], ternary_b=[0.7])))
-    assert "| best_ternary at most 0.7 points below float_longer | yes: -0.65 (seeds: 2) |" in text
-    assert "| ternary_b above ternary, which has no teacher | no: +0.00 (seeds: 1) |" in text
+def test_an_aim_says_how_far_it_is_reached_in_each_seed_or_that_it_is_open():
+    accuracies = {"float_longer": [0.8, 0.8], "best_ternary": [0.795, 0.794], "ternary": [0.7], "ternary_b": [0.7], "w4a8": [0.7, 0.7], "w4a8_b": [0.68, 0.73]}
+    text = "\n".join(tables.aims(some(**accuracies)))
+    assert "| best_ternary at most 0.7 points below float_longer | yes: -0.55 (-0.50, -0.60) |" in text
+    assert "| ternary_b above ternary, which has no teacher | no: +0.00 (+0.00) |" in text
+    assert "| w4a8_b above w4a8, which has no teacher | not shown: +0.50 (-2.00, +3.00) |" in text
     assert "| best_w4a4 not below float_longer | not run yet |" in text
+
+
+def test_every_taught_low_bit_row_is_judged_or_named():
+    judged, _, others = "\n".join(tables.aims(some())).partition("Not judged here")
+    for name in (name for name in rows.ROWS if config(name).taught()):
+        assert (f"| {name} above " in judged) != (f" {name}," in others or f" {name}." in others), name
+
+
+def test_epochs_of_the_network_that_a_row_starts_from_are_said():
+    for name in rows.ROWS:
+        before = rows.epochs_before(name)
+        assert (config(name).student.endswith(".keras"), rows.is_taught(name)) == (before > 0, config(name).taught())
+    assert " | 6+3 | " in tables.section("x", {"float_longer": rows.ROWS["float_longer"]}, some(float_longer=[0.8]))[4]
 
 
 def test_a_rows_step_is_that_of_the_one_run_that_timed_all(tmp_path, monkeypatch):
