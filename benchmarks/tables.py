@@ -59,7 +59,8 @@ first and last layer in 8 bits. keras.distillation `LogitsDistillation(4.0, kera
 float in QKeras and Brevitas; in kerakd and tfmot they are integers.
 
 The float weights begin at 81.99 %. At 8 bits tfmot's two ways are the same network: how far their times lie apart is the noise of all
-of them. kerakd's ternary quantizer was chosen after a first one had 76.62 % here. Accuracies of a file and of its network differ where rounding for integers, or the converter, moved logits; kerakd's file is exactly its settled student."""
+of them. kerakd's ternary quantizer was chosen after a first one had 76.62 % here. Accuracies of a file and of its network differ where
+rounding for integers, or the converter, moved logits; kerakd's file is exactly its settled student."""
 
 
 def runs():
