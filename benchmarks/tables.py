@@ -58,7 +58,7 @@ first and last layer in 8 bits. keras.distillation `LogitsDistillation(4.0, kera
 "kl_divergence", stands for a function that it calls on logits as if they were probabilities. Sums of residual branches and images stay
 float in QKeras and Brevitas; in kerakd and tfmot they are integers.
 
-The float weights begin at 81.99 %. At 8 bits tfmot's two ways are the same network: how far their times lie apart is the noise of all
+The float weights begin at {begun} %. At 8 bits tfmot's two ways are the same network: how far their times lie apart is the noise of all
 of them. kerakd's ternary quantizer was chosen after a first one had 76.62 % here. Accuracies of a file and of its network differ where
 rounding for integers, or the converter, moved logits; kerakd's file is exactly its settled student."""
 
@@ -179,7 +179,8 @@ def peers():
     if not path.exists():
         return ["## Beside what a user would pick instead", "", "Not run yet: `python -m benchmarks.peers`.", ""]
     found = json.loads(path.read_text())
-    lines = ["## Beside what a user would pick instead", "", PEERS.format(**{key: found[key] for key in ("steps", "machine", "date")}), ""]
+    begun = percent(json.loads((CIFAR10 / "float_0/run.json").read_text())["accuracy"])
+    lines = ["## Beside what a user would pick instead", "", PEERS.format(begun=begun, **{key: found[key] for key in ("steps", "machine", "date")}), ""]
     lines += [f"* {peer}: {', '.join(f'{name} {version}' for name, version in versions.items())}" for peer, versions in found["versions"].items()]
     names = {
         "8": "8 bits",

@@ -201,6 +201,13 @@ def test_several_teachers_are_weighed_and_summed_or_averaged_as_by_numpy(ensembl
     assert history["teacher_accuracy"] == pytest.approx([(np.average(told, axis=0, weights=share).argmax(-1) == Y).mean()])
 
 
+@pytest.mark.parametrize(("classes", "labels"), [(1, Y[:, None] / 2), (3, np.ones((16, 2))), (3, np.ones((16, 3, 1)))], ids=["one logit", "others", "rank 3"])
+def test_of_labels_that_are_no_classes_nobody_says_how_often_a_teacher_is_right(classes, labels):
+    said = {"student": net(1, classes), "teacher": net(2, classes), "soft_loss": "logit_mse", "loss": lambda y, z: tf.reduce_mean(z**2, axis=-1)}
+    history = taught(**said).fit(X, labels, verbose=0).history
+    assert "soft_loss" in history and "teacher_accuracy" not in history
+
+
 def test_how_often_a_teacher_is_right_is_asked_on_its_own_views_of_all_examples_by_labels_of_either_kind():
     views, expected = {"student": X, "teachers": (-3 * X,)}, (np.float64(net(2)(-3 * X)).argmax(-1) == Y).mean()
     assert expected != (np.float64(net(2)(X)).argmax(-1) == Y).mean()
