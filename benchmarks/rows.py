@@ -45,21 +45,23 @@ def _qkd(bits):
 
 
 def _funmatch(kind, epochs):
-    against = "float" if epochs == 6 else "float_3"
+    length = "" if epochs == 6 else f"_{epochs}"
+    against, on_crops, on_shifts = f"float{length}", f"funmatch_{kind}_alone_{epochs}", f"{kind}{length}"
     crops = {
         "fixed": "teacher asked once, about the central crop",
         "independent": "teacher sees a crop of its own",
         "same": "teacher and student see the same crop",
         "matching": "the same crop, mixed with its neighbour's: function matching",
     }
-    rows = {f"funmatch_{kind}_{view}_{epochs}": Row(what, against) for view, what in crops.items()}
-    if epochs == 6:  # views of which there are rows without a teacher
-        shifts = {
-            "same_shifts": "the same shift and flip, as the teacher was trained with",
-            "matching_shifts": "the same shift and flip, mixed with its neighbour's",
-        }
-        rows |= {f"funmatch_{kind}_{view}_{epochs}": Row(what, against, kind) for view, what in shifts.items()}
-    return rows
+    shifts = {
+        "same_shifts": "the same shift and flip, as the teacher was trained with",
+        "matching_shifts": "the same shift and flip, mixed with its neighbour's",
+    }
+    return (
+        {on_crops: Row("no teacher, on random crops", against)}
+        | {f"funmatch_{kind}_{view}_{epochs}": Row(what, against, on_crops) for view, what in crops.items()}
+        | {f"funmatch_{kind}_{view}_{epochs}": Row(what, against, on_shifts) for view, what in shifts.items()}
+    )
 
 
 SECTIONS = {
@@ -73,7 +75,10 @@ SECTIONS = {
         "mobilenet": Row("MobileNetV2 of half the width, alone"),
         "mobilenet_longer": Row("MobileNetV2, six epochs more, alone"),
     },
-    "Apprentice, ternary weights and 8-bit activations": _apprentice("ternary"),
+    "Apprentice, ternary weights and 8-bit activations": {
+        **_apprentice("ternary"),
+        "ternary_3": Row("no teacher, from scratch, half as long", "float_3"),
+    },
     "Apprentice, 4-bit weights (WRPN) and 8-bit activations": {
         **_apprentice("w4a8"),
         "w4a8_a_t4": Row("A at T 4, nine tenths of the loss the teacher's", "float", "w4a8"),
