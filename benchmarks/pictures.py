@@ -9,6 +9,7 @@ from benchmarks.rows import SECTIONS, epochs_before
 MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 COLOURS = [*(f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]), "black"]
 SMALL = 6  # the size of names in print
+PLACES = sorted(((side, away, up) for away in (6, 46, 86, 126) for up in range(-120, 121, 4) for side in (1, -1)), key=lambda at: at[1] / 2 + abs(at[2]))
 CURVES = ("float", "float_longer", "ternary", "ternary_b", "best_ternary", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "best_w4a4", "qkd_w2a2_ss", "best_w2a2_taught")
 
 
@@ -18,7 +19,7 @@ def _mean(figure, runs):
 
 def scattered(found, measured, label, unit=1, scale="linear"):
     """Accuracy against a figure of runs in `unit`: a mark for each section, a point for each row in which it was measured, the mean of its seeds."""
-    figure = Figure(figsize=(10, 8), layout="constrained")
+    figure = Figure(figsize=(10, 11), layout="constrained")
     axes = figure.subplots()
     named = []
     for mark, colour, (title, rows) in zip(MARKS, COLOURS, SECTIONS.items(), strict=True):
@@ -44,12 +45,15 @@ def _name(axes, points):
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
     for (x, y), (*place, row) in zip(at, points, strict=True):
         width = 0.62 * SMALL * len(row)
-        boxes = [(left, up, (x + left, y + up - 4, x + left + width, y + up + 4)) for up in sorted(range(-120, 121, 4), key=abs) for left in (6, -6 - width)]
-        left, up, box = next(((*side, box) for *side, box in boxes if not any(_meet(box, other) for other in taken)), boxes[0])
+        for side, away, up in PLACES:
+            near, far = sorted((x + side * away, x + side * (away + width)))
+            box = (near, y + up - 4, far, y + up + 4)
+            if not any(_meet(box, other) for other in taken):
+                break
         taken.append(box)
-        line = {"arrowstyle": "-", "lw": 0.4, "color": "gray", "shrinkA": 0, "shrinkB": 2} if abs(up) > 4 else None
-        text = {"fontsize": SMALL, "va": "center", "ha": "left" if left > 0 else "right"}
-        axes.annotate(row, place, (6 if left > 0 else -6, up), textcoords="offset points", arrowprops=line, **text)
+        line = {"arrowstyle": "-", "lw": 0.4, "color": "gray", "shrinkA": 0, "shrinkB": 2} if away > 6 or abs(up) > 4 else None
+        text = {"fontsize": SMALL, "va": "center", "ha": "left" if side > 0 else "right"}
+        axes.annotate(row, place, (side * away, up), textcoords="offset points", arrowprops=line, **text)
 
 
 def _meet(a, b):
