@@ -175,6 +175,39 @@ def _float_net(directory, config):
     raise BadInput(f"--run: expected a run with a float student, received {directory.path} without; train one with --float_epochs, or from a file")
 
 
+def _batches(net, config, count, classes):
+    """[(images, labels)] of the first `count` images of a run's training split, whole."""
+    train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
+    evaluate.check_classes(classes, train)
+    count = min(count, train.count)
+    views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
+    images, labels = next(views.take(1).as_numpy_iterator())
+    return [(images[at : at + 128], labels[at : at + 128]) for at in range(0, count, 128)]
+
+
+def _table(found, sizes, accuracy):
+    """The lines of what each kernel costs at each width, in percentage points."""
+    room, widths = max(map(len, found)), list(next(iter(found.values())))
+    head = f"{'':{room}}   weights" + "".join(f"{width:>7} b" for width in widths)
+    rows = (f"{name:{room}}{sizes[name]:>10}" + "".join(f"{100 * (accuracy - row[width]['accuracy']):9.2f}" for width in widths) for name, row in found.items())
+    return "\n".join([head, *rows])
+
+
+def overrides(widths, weights, activations):
+    """The flags that ask for {layer: bits}: of --weights an interval's options stay, of another quantizer nothing does."""
+    head, *options = weights.split(",")
+    kept = [option for option in options if head.startswith("interval") and not option.startswith("bits=")]
+    return [f"--override=^{re.escape(name)}$={','.join([f'interval:{width}', *kept])}/{activations}" for name, width in widths.items()]
+
+
+def _proposal(kernels, found, budget, outer, config):
+    """Widths that fit, {"bytes", "widths", "predicted", "overrides"}."""
+    chosen = fit(found, kernels.sizes, budget, outer)
+    whole = {**kernels.fixed, **chosen}
+    flags = overrides(chosen, config.weights, config.activations)
+    return {"bytes": kernels.bytes(whole), "widths": chosen, "predicted": kernels.judge(whole)["accuracy"], "overrides": flags}
+
+
 def main():
     options, _ = commandline.parse(["python -m kerakd.sensitivity", *sys.argv[1:]], Options)
     directory = RunDirectory(options.run)
@@ -184,41 +217,25 @@ def main():
         raise BadInput(f"--budget: expected a run without --override, whose patterns would come first, received {', '.join(config.override)}")
     trained = RunDirectory(options.trained, flag="trained").results() if options.trained else {}
     net = _float_net(directory, config)
-    train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
-    evaluate.check_classes(directory.data().get("classes"), train)
-    count = min(options.images, train.count)
-    views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
-    images, labels = next(views.take(1).as_numpy_iterator())
-    batches = [(images[at : at + 128], labels[at : at + 128]) for at in range(0, count, 128)]
-    head, *choices = config.weights.split(",")
-    kind = parse(config.weights) if head.partition(":")[0] == "interval" else Interval(8)
-    choices = choices if head.partition(":")[0] == "interval" else []
-    kernels = Kernels(net, (config.first, config.last), batches, kind)
+    batches = _batches(net, config, options.images, directory.data().get("classes"))
+    kernels = Kernels(net, (config.first, config.last), batches, parse(config.weights) if config.weights.startswith("interval") else Interval(8))
     outer = kernels.bytes({**kernels.fixed, **dict.fromkeys(kernels.names, 0)})
     if options.budget:  # before the minutes that the losses take
         check_budget(dict.fromkeys(kernels.names, min(options.bits)), kernels.sizes, options.budget, outer)
-    accuracy = evaluate.top1(kernels.logits, kernels.labels)
+    accuracy, count = evaluate.top1(kernels.logits, kernels.labels), len(kernels.labels)
     found = losses(kernels, options.bits, shown=sys.stderr.isatty())
-    sizes, widths = kernels.sizes, sorted(options.bits)
     print(f"{net.name}: accuracy {accuracy:.4f} in float on {count} training images; lost where one kernel is lowered, in percentage points")
-    room = max(map(len, found))
-    print(f"{'':{room}}   weights" + "".join(f"{width:>7} b" for width in widths))
-    for name, row in found.items():
-        print(f"{name:{room}}{sizes[name]:>10}" + "".join(f"{100 * (accuracy - row[width]['accuracy']):9.2f}" for width in widths))
-    said = {"accuracy": accuracy, "images": count, "layers": {name: {"weights": sizes[name], **row} for name, row in found.items()}}
+    print(_table(found, kernels.sizes, accuracy))
+    said = {"accuracy": accuracy, "images": count, "layers": {name: {"weights": kernels.sizes[name], **row} for name, row in found.items()}}
     if options.budget:
-        chosen = fit(found, sizes, options.budget, outer)
-        together = kernels.judge({**kernels.fixed, **chosen})
-        taken = kernels.bytes({**kernels.fixed, **chosen})
-        print(f"\nfor {options.budget} bytes: {taken:.0f} bytes of kernels, predicted accuracy {together['accuracy']:.4f} before training")
-        weights = {name: ",".join([f"interval:{width}", *choices]) for name, width in chosen.items()}
-        overrides = [f"--override=^{re.escape(name)}$={quantizer}/{config.activations}" for name, quantizer in weights.items()]
-        print(" ".join(f"'{text}'" for text in overrides))
-        said["budget"] = {"bytes": taken, "widths": chosen, "predicted": together["accuracy"], "overrides": overrides}
+        said["budget"] = proposal = _proposal(kernels, found, options.budget, outer, config)
+        taken, predicted = proposal["bytes"], proposal["predicted"]
+        print(f"\nfor {options.budget} bytes: {taken:.0f} bytes of kernels, predicted accuracy {predicted:.4f} before training")
+        print(" ".join(f"'{text}'" for text in proposal["overrides"]))
     taught = [value for name, value in trained.items() if name.startswith("taught_")]
     if taught:
-        print(f"{options.trained}: trained, accuracy {np.mean(taught):.4f} on test images")
         said["trained"] = float(np.mean(taught))
+        print(f"{options.trained}: trained, accuracy {said['trained']:.4f} on test images")
     if options.picture:
         write_aside(options.picture, lambda aside: figure_of(found, accuracy).savefig(aside, dpi=120))
     if options.json:

@@ -1,5 +1,6 @@
 """Sensitivity: what one lowered kernel costs, which widths fit a budget, and that the proposed flags train."""
 
+import dataclasses
 import json
 import re
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 import kerakd
 from kerakd import evaluate, models, sensitivity
+from kerakd.quantizers import parse
 from kerakd.rundir import RunDirectory
 from kerakd.sensitivity import Kernels, fit, losses
 
@@ -89,6 +91,16 @@ def test_the_program_proposes_widths_that_train(complete_run, tmp_path):
     student = kerakd.quantize(net, made.scheme())
     bits = {layer.layer.name: quantizer.bits for layer in student.layers if hasattr(layer, "kernels") for _, quantizer, _ in layer.kernels}
     assert {name: bits[name] for name in said["budget"]["widths"]} == said["budget"]["widths"]
+
+
+@pytest.mark.parametrize("weights", ["interval:4", "interval:4,per_channel", "interval,bits=4,per_channel,gradient_scale", "ternary,learned"])
+def test_flags_of_widths_keep_what_else_was_asked_of_an_interval(weights):
+    base = parse(weights) if weights.startswith("interval") else kerakd.Interval(8)
+    made, _ = kerakd.config.parse(
+        ["x", "--dataset=digits", "--student=resnet8", "--phase=alone:1", f"--weights={weights}", *sensitivity.overrides({"a.b": 3}, weights, "interval:4")]
+    )
+    (rule,) = made.scheme().overrides.values()
+    assert rule.weights == dataclasses.replace(base, bits=3) and list(made.scheme().overrides) == ["^a\\.b$"]
 
 
 def test_widths_are_chosen_on_training_images_and_their_prediction_is_measured(complete_run, here, tmp_path, monkeypatch):
