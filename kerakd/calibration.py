@@ -13,6 +13,8 @@ from kerakd.errors import BadInput
 from kerakd.kinds import is_transparent
 from kerakd.wrapper import QuantizedActivation, interval_variables
 
+SMALLEST_OF_KERNELS, SMALLEST_OF_TENSORS = 1e-6, 2e-6  # intervals; a file has no tensor whose 255 steps are less than 1e-6
+
 
 def calibrate(model, images, rule="max"):
     """Sets every interval of `model` in one pass, layer after layer, each on what the quantized layers before it give.
@@ -23,8 +25,8 @@ def calibrate(model, images, rule="max"):
         model: from `quantize`, or from tfmot's `quantize_apply` with quantizers of kerakd. One without intervals, as a float one, stays as it is.
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
-            or the largest where that is 0, "mse" the I with the least squared error of quantizing x. A tensor that is 0 on all images
-            gets 1, a kernel of zeros 1 / sqrt(fan-in).
+            or the largest where that is 0, "mse" the I with the least squared error of quantizing x; 2e-6 and more, of kernels 1e-6. A
+            tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
     """
     if not isinstance(rule, str) or rule not in RULES:
@@ -157,7 +159,8 @@ def _fit(quantizer, x, variables, rule, of_kernel=False):
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
     # all zeros, as behind a gamma of 0, say nothing of what is to come; a kernel of zeros is about to become an ordinary one
     unknown = float(x.shape.num_elements() // x.shape[-1]) ** -0.5 if of_kernel else 1.0
-    interval = tf.where(_maximum(rows, quantizer, None) > 0, tf.maximum(interval, 1e-6), unknown)
+    least = SMALLEST_OF_KERNELS if of_kernel else SMALLEST_OF_TENSORS
+    interval = tf.where(_maximum(rows, quantizer, None) > 0, tf.maximum(interval, least), unknown)
     for name, value in quantizer.calibrated(interval).items():
         variables[name].assign(tf.reshape(value, variables[name].shape))
 
@@ -176,7 +179,7 @@ def _least_squares(rows, quantizer, shape):
     best = largest = _maximum(rows, quantizer, shape)
     least = tf.fill(tf.shape(best), float("inf"))
     for share in np.linspace(0.02, 1.0, 50, dtype=np.float32):
-        interval = tf.maximum(largest * share, 1e-6)
+        interval = tf.maximum(largest * share, SMALLEST_OF_KERNELS)
         error = tf.reduce_mean(tf.math.squared_difference(quantizer.quantize(rows, {"interval": tf.reshape(interval, shape)}), rows), axis=0)
         best, least = tf.where(error < least, interval, best), tf.minimum(error, least)
     return best

@@ -6,6 +6,7 @@ import itertools
 import re
 
 import numpy as np
+import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
@@ -69,7 +70,7 @@ def _at_the_end(call, last):
 def plan(model, scheme):
     """The Plan of `scheme` for a model that `simplify` made.
 
-    Raises: BadInput for a model with no weighted layer, an override that matches nothing.
+    Raises: BadInput for a model with no weighted layer, an override that matches nothing, a ReLU whose bound is below the end of a fixed grid.
     """
     calls = graph.calls(model)
     weighted = [call for call in calls if kernel_name(call.layer)]
@@ -98,6 +99,7 @@ def plan(model, scheme):
     absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
     kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
+    _check_bounds(calls, outputs, absorbed)
     inexact = [call.layer.name for call in calls if not is_exact(call.layer) and (scheme.activations is not None or has_kernel(call.layer))]
     lines = [output is not None and is_relu(call.layer) and not _is_fused(call) for call, output in zip(calls, outputs, strict=True)]
     return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), inexact)
@@ -157,6 +159,18 @@ def _absorbs(quantizer, layer, shared):
     shared: by how many tensors; those of one concatenation may have other bounds.
     """
     return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or shared == 1)
+
+
+def _check_bounds(calls, outputs, absorbed):
+    """Raises BadInput where the grid that takes the place of a bounded ReLU is fixed and goes on beyond the bound; intervals are calibrated to it."""
+    for call, output, gone in zip(calls, outputs, absorbed, strict=True):
+        if gone and call.layer.max_value is not None and not output[0].calibrated(tf.ones(())):
+            top = float(output[0].step(tf.zeros(()), None)) * output[0].levels()[1]
+            if call.layer.max_value < top * (1 - 1e-6):
+                raise BadInput(
+                    f"activations: expected no bound of a ReLU below {top:g}, where the grid of {type(output[0]).__name__} ends, received "
+                    f"{call.layer.max_value:g} in {call.layer.name!r}; take kerakd.Interval, for that layer alone by an override"
+                )
 
 
 def _input_quantizer(calls, scheme):

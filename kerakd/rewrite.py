@@ -21,8 +21,8 @@ def simplify(model):
     * Nested models come out flat; a name that is taken already gets a number.
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
-    * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6) become layers, where there is one.
-    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a mean over a row one over such an image.
+    * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6, tf.nn.max_pool2d) become layers, where there is one.
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a mean or average pooling of a row one of such an image.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 
@@ -91,6 +91,12 @@ class _Copier:
     def concatenate(self, layer, tensors, name):
         """`layer`, a Concatenate, on tensors of which none holds the model's input."""
         return layer([self.new(L.Rescaling, f"{name}_line", 1.0)(x) if _holds_input(x) else x for x in tensors])
+
+    def lift(self, x, name):
+        """x [n, length, C] as [n, 1, length, C]."""
+        if id(x) not in self.lifted:
+            self.lifted[id(x)] = self.new(L.Reshape, f"{name}_image", [1, -1, x.shape[-1]])(x)
+        return self.lifted[id(x)]
 
     def lower(self, y, name):
         """y [n, 1, length, C] as [n, length, C], and the way back."""
@@ -161,15 +167,13 @@ def _convolution_1d(copier, layer, args, kwargs):
     if layer.padding == "causal" or len(args[0].shape) != 3 or layer.data_format != "channels_last":
         return _split_activation(copier, layer, args, kwargs)
     _check_activation(layer)
-    (x,) = args
-    if id(x) not in copier.lifted:
-        copier.lifted[id(x)] = copier.new(L.Reshape, f"{layer.name}_image", [1, -1, x.shape[-1]])(x)
+    image = copier.lift(args[0], layer.name)
     if id(layer) not in copier.made:
         both = {key: (1, *getattr(layer, key)) for key in ("kernel_size", "strides", "dilation_rate")}
         config = {**layer.get_config(), **both, "activation": None, "name": copier.name(layer.name)}
         copier.made[id(layer)] = L.Conv2D.from_config(config)
         copier.sources[config["name"]] = layer
-    return _activated(copier, copier.lower(copier.made[id(layer)](copier.lifted[id(x)]), layer.name), layer)
+    return _activated(copier, copier.lower(copier.made[id(layer)](image), layer.name), layer)
 
 
 def _batch_norm(copier, layer, args, kwargs):
@@ -219,13 +223,21 @@ def _global_average(copier, layer, args, kwargs):
     return copier.average(args[0], layer.name, layer.keepdims) if layer.data_format == "channels_last" else None
 
 
+def _average_1d(copier, layer, args, kwargs):
+    """Average pooling of a row: that of an image of height 1."""
+    (x,) = args
+    if layer.data_format != "channels_last":
+        return None
+    size, stride = layer.pool_size[0], layer.strides[0]
+    return copier.lower(copier.new(L.AveragePooling2D, layer.name, (1, size), stride, layer.padding)(copier.lift(x, layer.name)), layer.name)
+
+
 def _global_average_1d(copier, layer, args, kwargs):
     """The mean of a row: that of an image of height 1."""
     (x,) = args
     if layer.data_format != "channels_last":
         return None
-    image = copier.lifted[id(x)] if id(x) in copier.lifted else copier.new(L.Reshape, f"{layer.name}_image", [1, -1, x.shape[-1]])(x)
-    y = copier.average(image, layer.name, False)
+    y = copier.average(copier.lift(x, layer.name), layer.name, False)
     return copier.new(L.Reshape, f"{layer.name}_kept", [1, x.shape[-1]])(y) if layer.keepdims else y
 
 
@@ -295,6 +307,26 @@ def _reshape(copier, name, values):
     return copier.new(L.Reshape, name, shape[1:])(x) if shape[0] == -1 and np.prod(shape[1:]) == np.prod(x.shape[1:]) else None
 
 
+def _window(sides):
+    """(height, width) as TensorFlow takes them: one number, two or four; None where it is more than one image's or channel's."""
+    sides = np.ravel(sides).tolist()
+    if len(sides) == 4:
+        return tuple(sides[1:3]) if sides[0] == sides[3] == 1 else None
+    return tuple(sides * 2)[:2]
+
+
+def _pool(cls):
+    """The rule of an operator that pools images."""
+
+    def rule(copier, name, values):
+        x, size, strides, padding, *layout = [*values, None, None, None][: max(4, len(values))]
+        if len(x.shape) != 4 or padding not in ("VALID", "SAME") or layout not in ([], [None], ["NHWC"]) or None in (_window(size), _window(strides)):
+            return None
+        return copier.new(cls, name, _window(size), _window(strides), padding.lower())(x)
+
+    return rule
+
+
 def _function(function):
     return lambda copier, name, values: copier.activate(values[0], function, name) if len(values) == 1 else None
 
@@ -313,6 +345,8 @@ _OPERATORS = {
     **dict.fromkeys(("concat",), _concat),
     **dict.fromkeys(("reshape",), _reshape),
     **dict.fromkeys(("cast",), _cast),
+    **dict.fromkeys(("avg_pool", "avg_pool2d"), _pool(L.AveragePooling2D)),
+    **dict.fromkeys(("max_pool", "max_pool2d"), _pool(L.MaxPooling2D)),
 }
 
 
@@ -338,6 +372,7 @@ _RULES = {
     L.Concatenate: _concatenation,
     L.Rescaling: _rescaling,
     L.Normalization: _normalization,
+    L.AveragePooling1D: _average_1d,
     L.GlobalAveragePooling1D: _global_average_1d,
     L.GlobalAveragePooling2D: _global_average,
     keras.src.layers.core.tf_op_layer.TFOpLambda: _operator,

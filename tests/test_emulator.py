@@ -5,11 +5,13 @@ import types
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tf_keras as keras
 from networks import randomize
 
 import kerakd
 from kerakd import BadInput, Interval, Scheme, Ternary, emulate
+from kerakd.chatter import native_chatter_off
 from kerakd.tflite import emulator, flatfile, runtime
 from kerakd.tflite.emulator import NotModelled
 
@@ -226,9 +228,34 @@ def test_of_the_small_containers_some_are_run_by_micro_and_some_are_refused():
     assert refused == {**dict.fromkeys(NETS, True), "residual": False, "divided": False}
 
 
+@functools.cache
+def pooled_by_others():
+    """A file of the converter's own with average poolings, which kerakd's have as convolutions."""
+
+    def on_grid(x, limit):
+        return tf.quantization.fake_quant_with_min_max_vars(x, -limit, limit)
+
+    @tf.function(input_signature=[tf.TensorSpec([1, *IMAGE])])
+    def model(images):
+        x = on_grid(tf.nn.avg_pool2d(on_grid(images, 3.0), 3, 2, "SAME"), 3.0)
+        x = on_grid(tf.nn.avg_pool2d(x, [2, 1], 1, "VALID"), 3.0)
+        return on_grid(tf.reshape(tf.nn.relu(x), [1, -1]), 3.0)
+
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([model.get_concrete_function()])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    with native_chatter_off():
+        return converter.convert()
+
+
+@pytest.mark.parametrize("kernels", RUNTIMES)
+def test_average_poolings_in_a_file_of_others(kernels, monkeypatch):
+    assert_emulated(pooled_by_others(), noise(24, IMAGE), kernels, monkeypatch)
+
+
 def test_every_operator_that_is_modelled_is_in_one_of_these_files():
     """The converter writes a RESHAPE where a dimension of 1 comes or goes, so there are none of the other two."""
-    found = {name for net, scheme in CASES for name in flatfile.census(file(net, scheme, "int8"))["operators"]}
+    files = [pooled_by_others(), *(file(net, scheme, "int8") for net, scheme in CASES)]
+    found = {name for data in files for name in flatfile.census(data)["operators"]}
     assert found == emulator.COMPUTED.keys() - {"EXPAND_DIMS", "SQUEEZE"}
     kinds = {kind for net, scheme in CASES for kind in flatfile.census(file(net, scheme, "int4"))["weights"]}
     assert kinds == {"INT8", "INT4", "INT2"}
@@ -281,6 +308,19 @@ def test_dense_kernels_of_4_bits_with_any_number_of_inputs_and_units(inputs, uni
     data = kerakd.to_tflite(made, "int4")
     assert flatfile.census(data)["weights"] == {"INT8": 2, "INT4": 1}
     assert runtime.not_delegated(data) == ["FULLY_CONNECTED"] * (inputs % 2)
+    for kernels in ("xnnpack", "builtin"):
+        assert_emulated(data, noise(64, (5, 5, 2)), kernels, monkeypatch)
+
+
+@pytest.mark.parametrize("units", [1, 2])
+def test_ternary_kernels_of_2_bits_with_one_unit_and_more(units, monkeypatch):
+    """A step for one unit is a step for each."""
+    source = keras.Input((5, 5, 2))
+    x = L.Conv2D(units, 1)(L.Conv2D(128, 3, padding="same")(source))
+    made = kerakd.quantize(keras.Model(source, L.Dense(4)(L.Flatten()(x))), SCHEMES["ternary-A8"])
+    kerakd.calibrate(made, noise(64, (5, 5, 2), seed=9))
+    data = kerakd.to_tflite(made, "int4")
+    assert flatfile.census(data)["weights"] == {"INT8": 2, "INT2": 1} and not runtime.not_delegated(data)
     for kernels in ("xnnpack", "builtin"):
         assert_emulated(data, noise(64, (5, 5, 2)), kernels, monkeypatch)
 

@@ -10,7 +10,7 @@ import kerakd
 from kerakd import calibration, models
 from kerakd.calibration import RULES, calibrate
 from kerakd.errors import BadInput
-from kerakd.quantizers import Interval, KBit, Pact, Ternary
+from kerakd.quantizers import DoReFa, Interval, KBit, Pact, Ternary
 from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import LayerConfig, QuantizedActivation, QuantizedLayer, interval_variables
 
@@ -144,6 +144,7 @@ def test_nothing_stands_between_what_one_integer_operation_computes():
 
 
 def test_an_unsigned_quantizer_is_the_relu_before_it_bounded_or_not():
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((8, 8, 2))
     x = L.ReLU(6.0, name="r6")(L.Conv2D(3, 3, name="c1")(inputs))
     x = L.ReLU(name="r")(L.Conv2D(3, 3, name="c2")(x))
@@ -486,6 +487,18 @@ def keras_3_net():
 USUAL = Scheme(Interval(4), Interval(4))
 
 
+def bounded(bound=0.25):
+    return keras.Sequential([keras.Input((4,)), L.Dense(3), L.ReLU(bound, name="re_lu"), L.Dense(3), L.Dense(3)])
+
+
+@pytest.mark.parametrize("activations, bound", [(KBit(4), 1.0), (DoReFa(4), 6.0), (Interval(4), 0.25), (Pact(4), 0.25)], ids=repr)
+def test_a_bound_that_a_grid_can_have_is_taken(activations, bound):
+    student = quantize(bounded(bound), Scheme(Interval(4), activations))
+    images = np.random.default_rng(0).normal(scale=9.0, size=(64, 4)).astype(np.float32)
+    calibrate(student, images)
+    assert keras.Model(student.input, student.get_layer("re_lu_out").output)(images).numpy().max() == pytest.approx(min(bound, 1.0))
+
+
 @pytest.mark.parametrize(
     "model, rules, telling",
     [
@@ -497,8 +510,14 @@ USUAL = Scheme(Interval(4), Interval(4))
         (lambda: keras.Sequential([keras.Input((4,)), L.ReLU()]), USUAL, "expected at least one convolution or dense layer"),
         (lambda: dense(3), Scheme(None, None, overrides={"conv9": NOTHING}), "overrides: .* received 'conv9'; the layers are only"),
         (lambda: dense(3), "int8", "scheme: expected a kerakd.Scheme, received 'int8'"),
+        (
+            bounded,
+            Scheme(Interval(4), KBit(4)),
+            "activations: expected no bound of a ReLU below 1, .*KBit ends, received 0.25 in 're_lu'; take",
+        ),
+        (bounded, Scheme(Interval(4), DoReFa(4)), "DoReFa ends, received 0.25"),
     ],
-    ids=["keras 3", "subclassed", "unbuilt", "quantized", "activations quantized", "no weights", "override", "no scheme"],
+    ids=["keras 3", "subclassed", "unbuilt", "quantized", "activations quantized", "no weights", "override", "no scheme", "bound", "bound of DoReFa"],
 )
 def test_a_model_that_cannot_be_quantized_is_refused(model, rules, telling):
     with pytest.raises(BadInput, match=telling):

@@ -779,6 +779,56 @@ def test_an_interval_that_collapsed_is_refused(interval):
         to_tflite(student)
 
 
+@pytest.mark.parametrize("interval", [1e-4, 4e-6])
+def test_an_output_of_less_than_a_unit_of_its_accumulator_is_exact(interval):
+    student = made_student(plain_net, SCHEMES["W8A8"])
+    student.get_layer("relu_out").quantizer_variables["interval"].assign(interval)
+    assert_exact(student, to_tflite(student), noise())
+
+
+def test_steps_smaller_than_a_file_has_are_refused_and_calibration_makes_none():
+    student = made_student(plain_net, SCHEMES["W8A8"], images=lambda noise: 1e-9 * noise)
+    assert_exact(student, to_tflite(student), 1e-9 * noise())
+    student.get_layer("relu_out").quantizer_variables["interval"].assign(9e-7)
+    with pytest.raises(BadInput, match="expected steps of 4e-09 and more, as a file has them, received 3.5e-09 in 'relu_out'; rescale images"):
+        to_tflite(student)
+
+
+@pytest.mark.parametrize("bias", [0.0, 1e-3, -1e-3])
+def test_a_head_of_zeros_behind_large_images_keeps_its_bias(bias):
+    student = made_student(plain_net, SCHEMES["W8A8"], images=lambda noise: 1e6 * noise)
+    head = student.layers[-2].layer
+    head.set_weights([np.zeros(head.kernel.shape), np.linspace(bias, 2 * bias, head.units)])
+    kerakd.calibrate(student, 1e6 * noise())
+    data = to_tflite(student)
+    assert_exact(student, data, 1e6 * noise())
+    np.testing.assert_allclose(runtime.run(data, noise(1)), student(noise(1)), atol=1e-4)
+
+
+@pytest.mark.parametrize("merge", [L.Add, L.Multiply])
+@pytest.mark.parametrize("container", ["int8", "int4"])
+def test_sums_and_products_that_runtimes_compute_wrong_are_refused(merge, container):
+    inputs = keras.Input(SHAPE)
+    net = keras.Model(inputs, L.Dense(3)(L.Flatten()(merge(name="both")([L.Conv2D(3, 3, name=name)(inputs) for name in "ab"]))))
+    student = made_student(lambda: net, SCHEMES["W8A8"])
+    interval = student.get_layer("both_out").quantizer_variables["interval"]
+    steps = [float(student.get_layer(name).step_size) for name in ("a_out", "b_out")]
+    unit = max(steps) if merge is L.Add else np.prod(steps)
+    interval.assign(127 * unit / 250)
+    assert_exact(student, to_tflite(student), noise())
+    interval.assign(127 * unit / 260)
+    with pytest.raises(BadInput, match="more than 1/255 of a unit of what they are made of, received 1/260 in 'both', which runtimes compute wrong"):
+        to_tflite(student, container)
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8"])
+def test_a_file_of_integers_with_a_tensor_that_nothing_makes_is_looked_at(io):
+    inputs = keras.Input(SHAPE)
+    student = made_student(lambda: keras.Model(inputs, L.Dense(3)(L.Flatten()(L.Conv2D(3, 3, activation="tanh")(inputs)))), SCHEMES["W8A8"])
+    proof = verify(student, to_tflite(student, io=io), noise())
+    assert proof.top1_equal > 0.98 and len(proof.layers) == 4 and proof.layers[0].equal == 1.0
+
+
 def test_a_student_trained_in_mixed_bfloat16_has_float32_grids_and_an_exact_file():
     keras.mixed_precision.set_global_policy("mixed_bfloat16")
     try:

@@ -139,7 +139,7 @@ def _add(a, b, a_q, b_q, y_q, low, high, scaled):
 
 
 def add_builtin(a, b, a_q, b_q, y_q, low=-128, high=127):
-    """ADD of LiteRT without a delegate.
+    """ADD of LiteRT without a delegate, but for sums of more than 2^15 steps, at which its vectors of 16 bits overflow.
 
     a, b: [..., size of one example]. In blocks of 16 along it an operand is rounded once. Where b (or a) is [C] against [..., C] the blocks are along C;
     where its last axis is 1 they are of 8, and an operand is rounded, halves up, and then down.
@@ -168,7 +168,7 @@ def _mul(a, b, a_q, b_q, y_q, low, high, real):
 
 
 def mul_builtin(a, b, a_q, b_q, y_q, low=-128, high=127):
-    """MUL of LiteRT without a delegate: the multiplier is a float32, each step rounded."""
+    """MUL of LiteRT without a delegate, but for products of more than 2^15 steps: the multiplier is a float32, each step rounded."""
     return _mul(a, b, a_q, b_q, y_q, low, high, f32)
 
 

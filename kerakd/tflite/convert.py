@@ -16,6 +16,7 @@ from kerakd.wrapper import QuantizedActivation
 L = keras.layers
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 CONTAINERS = ("int8", "int4")
+AVERAGES = ("AvgPool", "ResizeBilinear")  # operations that have one grid before and behind them in a file, though they make other values
 
 
 def to_tflite(model, container="int8", io="float32"):
@@ -59,11 +60,15 @@ def _convert(model, folded, io):
             return _on_grid(tf.nn.relu(args[0]) if layer.relu else args[0], folded.grids[layer.name])
         if layer.name in folded.joined:  # said again, as the converter does not carry a grid across a concatenation
             return _on_grid(_in_float32(layer)(*args, **kwargs), folded.joined[layer.name])
-        if not is_exact(layer):
-            args = tf.nest.map_structure(_kept_float, args)
         if layer._expects_training_arg:
             kwargs = {**kwargs, "training": False}
-        return _in_float32(layer)(*args, **kwargs)
+        if is_exact(layer):
+            return _in_float32(layer)(*args, **kwargs)
+        traced = tf.compat.v1.get_default_graph()
+        before = len(traced.get_operations())
+        outputs = _in_float32(layer)(*tf.nest.map_structure(_kept_float, args), **kwargs)
+        averages = any(operation.type in AVERAGES for operation in traced.get_operations()[before:])
+        return tf.nest.map_structure(_kept_float, outputs) if averages else outputs
 
     (source,) = model.inputs
     function = tf.function(lambda images: graph.walk(model, images, lower))
@@ -93,7 +98,8 @@ def _for_one_image(function, spec):
 
 
 def _kept_float(x):
-    """x, for a layer that stays float: without this the converter makes integers of means inside it, rounded to the grid of x."""
+    """x, read or made by a layer that stays float: without this the converter makes integers of means inside it, rounded to the grid of x, and
+    has AVERAGES read x on the grid of what they make, which clips it."""
     return x + 1e-30 if tf.is_tensor(x) and x.dtype.is_floating else x
 
 

@@ -161,7 +161,7 @@ def _taken(operation):
     name, scale = operation.name, None if operation.output.scales is None else operation.output.scales[0]
     if name in flatfile.WEIGHTED:
         kernel = operation.inputs[1]
-        few_bits = {"INT4": kernel.shape[-1] % 2 == 0, "INT2": kernel.shape[-1] % 4 == 0 and len(kernel.scales) > 1}
+        few_bits = {"INT4": kernel.shape[-1] % 2 == 0, "INT2": kernel.shape[-1] % 4 == 0 and len(kernel.scales) == kernel.shape[0]}
         return kernel.type == "INT8" or (name == "FULLY_CONNECTED" and few_bits.get(kernel.type, False))
     if name == "ADD":
         return all(2.0**-10 <= x.scales[0] / scale < 2.0**8 for x in operation.inputs)

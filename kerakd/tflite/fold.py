@@ -25,6 +25,8 @@ from kerakd.tflite.ties import avoid_ties
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
+NARROWEST = 1.01e-6  # of 255 steps of a tensor: of less the converter makes steps of its own
+LOUD = 255.5  # steps of an output that a unit of its accumulator may be: XNNPACK takes less than 2^8, and so much is beyond any grid of 8 bits already
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
@@ -148,12 +150,8 @@ def _check(model, calls):
     if missing:
         raise BadInput(f"model: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(model, images) first")
     for layer in model._flatten_layers():
-        for variable in layer.quantizer_variables.values() if isinstance(layer, QuantizedActivation) else ():
-            if variable.numpy() <= SMALLEST:
-                raise BadInput(
-                    f"model: expected positive intervals, received {variable.numpy():.2g} in {layer.name!r}; the training diverged: "
-                    "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
-                )
+        if isinstance(layer, QuantizedActivation):
+            _check_interval(layer)
         for _, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
             low, high = quantizer.levels()
             if high > 127:
@@ -170,6 +168,19 @@ def _check(model, calls):
         raise BadInput(
             f"model: expected a student made by kerakd.quantize with weights on grids, received {model.name!r} with no quantized kernel; "
             "give the scheme weights, first or last"
+        )
+
+
+def _check_interval(layer):
+    """Raises BadInput unless a file has steps as small as those of a QuantizedActivation."""
+    step, remedy = float(layer.step_size), "calibrate again and train with a smaller rate for activation intervals, or with Interval(gradient_scale=True)"
+    for variable in layer.quantizer_variables.values():
+        if variable.numpy() <= SMALLEST:
+            raise BadInput(f"model: expected positive intervals, received {variable.numpy():.2g} in {layer.name!r}; the training diverged: {remedy}")
+    if 255 * step < NARROWEST:
+        raise BadInput(
+            f"model: expected steps of {NARROWEST / 255:.1g} and more, as a file has them, received {step:.2g} in {layer.name!r}; rescale images that "
+            f"are so small, or, where the training diverged, {remedy}"
         )
 
 
@@ -276,7 +287,7 @@ def _rescaling_parts(call, _):
 def pads(layer):
     """Whether an average pooling sees padding, or may: its windows are then not all of one size."""
     windows = zip(layer.input_shape[1:3], layer.pool_size, layer.strides, strict=True)
-    return layer.padding != "valid" and any(side is None or size != stride or side % stride for side, size, stride in windows)
+    return layer.padding != "valid" and any(size > 1 if side is None else (side - 1) // stride * stride + size > side for side, size, stride in windows)
 
 
 def _pool_parts(call, _):
@@ -339,10 +350,13 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, leas
     dead = np.flatnonzero(steps < least)
     codes, steps = codes.copy(), steps.copy()
     codes.reshape(-1, len(steps))[:, dead] = 0
-    steps[dead] = np.maximum(y.step / 256 / x.step, least[dead])
-    steps = short(steps)
+    loud = steps * x.step >= LOUD * y.step
+    idle = np.union1d(dead, np.flatnonzero(loud & ~codes.reshape(-1, len(steps)).any(0)))
+    steps[idle] = np.maximum(y.step / 256 / x.step, least[idle])
+    units = np.rint(bias / (x.step * short(steps)))
+    steps = short(np.minimum(steps, LOUD * y.step / x.step))
     unit = x.step * steps
-    units = _carried(np.rint(bias / unit), unit)
+    units = _carried(units, unit)
     values = (units * unit).astype(np.float32)
     if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
         # the converter takes channel 0's step for every channel of a bias with one value

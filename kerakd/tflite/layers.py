@@ -49,7 +49,7 @@ def compare(snapped, folded, data, images):
         images: [n, ...] float.
     """
     model = flatfile.read(data)
-    inside = [index for index, tensor in enumerate(model.subgraphs[0].tensors) if _is_computed(model, tensor)]
+    inside = _computed(model)
     tensors = [model.subgraphs[0].tensors[index] for index in inside]
     file = flatfile.with_outputs(data, inside)
     size = sum(output.size for output in next(runtime.each(file, images[:1])))
@@ -117,8 +117,11 @@ def _layerwise(snapped, folded, pairs):
     return keras.Model(inputs, made)
 
 
-def _is_computed(model, tensor):
-    return flatfile.TYPES[tensor.type] == "INT8" and flatfile.values(model, tensor) is None and tensor.quantization.scale is not None
+def _computed(model):
+    """Indices of the integer tensors that operators make, and of the input: the converter leaves some in the file that nothing makes."""
+    graph = model.subgraphs[0]
+    made = sorted({int(index) for indices in (graph.inputs, *(operator.outputs for operator in graph.operators)) for index in indices})
+    return [index for index in made if flatfile.TYPES[graph.tensors[index].type] == "INT8" and graph.tensors[index].quantization.scale is not None]
 
 
 def _codes(values, grid):

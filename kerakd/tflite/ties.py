@@ -3,8 +3,9 @@
 import numpy as np
 import tf_keras as keras
 
+from kerakd.errors import BadInput
 from kerakd.grids import without_noise
-from kerakd.kinds import computes, is_relu, is_sigmoid
+from kerakd.kinds import computes, is_relu, is_sigmoid, is_transparent
 from kerakd.quantizers import Sigmoid
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import short
@@ -36,6 +37,7 @@ def avoid_ties(made, grid, grids):
     An operand that an addition alone reads, and that is too fine for it, gets a step of a thousandth of the sum's.
 
     made: the calls whose outputs are on the grid, several where they meet in a concatenation.
+    Raises: BadInput for a sum or product that no runtime computes right.
     """
     checked = []
     for call in map(_source, made):
@@ -45,6 +47,7 @@ def avoid_ties(made, grid, grids):
         agree = _agreement(call)
         if agree is None or None in operands or len(operands) > 2:
             continue
+        _check_units(call, operands, grid)
         if computes(call.layer, L.Add):
             for operand, value in zip(operands, call.inputs, strict=True):
                 # XNNPACK adds operands of at least 2^-10 of the output's step. What is finer moves no sum anyway; where others read it too, it stays
@@ -59,11 +62,24 @@ def avoid_ties(made, grid, grids):
     grid.step = step
 
 
+def _check_units(call, operands, y):
+    """Raises BadInput for a sum or product so fine that XNNPACK leaves it: the 16-bit vectors of LiteRT's own kernels overflow there."""
+    steps = [operand.step / y.step for operand in operands]
+    unit = max(steps) if computes(call.layer, L.Add) else np.prod(steps) * y.step if computes(call.layer, L.Multiply) else 0.0
+    if unit >= 255:
+        raise BadInput(
+            f"model: expected sums and products in steps that are more than 1/255 of a unit of what they are made of, received 1/{unit:.0f} in "
+            f"{call.layer.name!r}, which runtimes compute wrong; calibrate again, and train with a smaller rate for activation intervals"
+        )
+
+
 def _avoid_sigmoid_ties(call, grid, grids):
     """As `avoid_ties`, for a sigmoid: its grid is given, so its operand's step moves, unless that is bound by ties of its own."""
     (value,) = call.inputs
-    operand = grids.get(id(value))
-    source = value.call and _source(value.call.inputs[0].call)
+    operand, made = grids.get(id(value)), value.call
+    while made is not None and is_transparent(made.layer):
+        made = made.inputs[0].call
+    source = made and _source(made.inputs[0].call)
     if operand is None or _agreement(source) is not None or (source is not None and is_sigmoid(source.layer)):
         return
     step, codes = operand.step, np.arange(operand.low, operand.high + 1)
