@@ -463,6 +463,35 @@ def flipped(data, layer=1):
     return flatfile.write(model)
 
 
+@pytest.mark.parametrize("moves", [0, 1, 2, 99])
+def test_steps_that_move_have_every_search_made_again(monkeypatch, moves):
+    """As an operand's may that others read already; four times at most."""
+    student, searched = made_student(residual_net, SCHEMES["W8A8"]), []
+    count = sum(isinstance(layer, QuantizedActivation) for layer in student.layers)
+
+    def search(made, grid, grids):
+        searched.append(grid)
+        if len(searched) in (count * (k + 1) for k in range(moves)):  # the last one of a pass moves the first one's
+            searched[0].step *= 1 + 2.0**-12
+
+    monkeypatch.setattr(folding, "avoid_ties", search)
+    folding.fold(student)
+    assert len(searched) == count * min(moves + 1, 4) and len(set(map(id, searched))) == count
+
+
+@pytest.mark.parametrize("between", [[], [L.MaxPooling2D(2), L.Dropout(0.1)]], ids=["at once", "past layers that pass on"])
+def test_a_sums_step_is_bound_by_its_own_ties_whatever_sigmoid_reads_it(between, monkeypatch):
+    inputs = keras.Input(SHAPE)
+    y = L.Add()([L.Conv2D(3, 3)(inputs), L.Conv2D(3, 3)(inputs)])
+    for layer in between:
+        y = layer(y)
+    net = keras.Model(inputs, L.Dense(3)(L.Flatten()(L.Activation("sigmoid")(y))))
+    student, searched = made_student(lambda: net, SCHEMES["W8A8"]), []
+    monkeypatch.setattr(arithmetic, "sigmoid_xnnpack", lambda *args: searched.append(args))
+    folding.fold(student)
+    assert not searched
+
+
 @pytest.fixture(scope="module")
 def small():
     student = made_student(plain_net, SCHEMES["W4A4"])

@@ -25,6 +25,7 @@ from kerakd.tflite.ties import avoid_ties
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
+PASSES = 4  # over the grids, until none moves
 NARROWEST = 1.01e-6  # of 255 steps of a tensor: of less the converter makes steps of its own
 LOUD = 255.5  # steps of an output that a unit of its accumulator may be: XNNPACK takes less than 2^8, and so much is beyond any grid of 8 bits already
 STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
@@ -115,13 +116,18 @@ def fold(model, container="int8"):
             name = call.layer.name
             folded.grids.setdefault(name, _grid(call.layer))
             made.setdefault(name, []).append(call.inputs[0].call)  # several where tensors of a concatenation share it
-            avoid_ties(made[name], folded.grids[name], grids)
             grids[id(call.outputs[0])] = folded.grids[call.layer.name]
         elif passes_on(call.layer):
             known = [grids.get(id(value)) for value in call.inputs]
             grids[id(call.outputs[0])] = known[0] if all(grid is known[0] for grid in known) else None
             if computes(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
                 folded.joined[call.layer.name] = known[0]
+    steps = None
+    for _ in range(PASSES):  # an operand's step may have moved after a search that used it
+        if steps == (steps := [grid.step for grid in folded.grids.values()]):
+            break
+        for name, calls_of in made.items():
+            avoid_ties(calls_of, folded.grids[name], grids)
     for call in calls:
         linear = _linear(call, grids, folded, container, seen)
         if linear is not None:
