@@ -17,7 +17,7 @@ First and last layer have 8 bits. All rows train in mixed bfloat16 and share [co
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), where the papers train
 for 100 and more: two cores have no more time. So the float student is well below the 91.25 % that He et al. 2016 report for
-ResNet-20, and rows are for comparison with each other. How far seeds lie apart is known only where a row has several. Rows that start from
+ResNet-20, and rows are for comparison with each other. Two seeds hardly say how far seeds lie apart. Rows that start from
 a kept network start from the same one in every seed, and all rows under the trained teacher have the same: their seeds are of the order of
 the images and of their views alone, and say less than seeds of whole trainings would. Nothing was chosen on images of its own: rates, T and
 calibration were tried on these rows, and so on the test images.
@@ -39,7 +39,7 @@ rounded as integers need it; from the settled student, whose own steps are the f
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
 the teacher about its views paid for those after it, which read its answers from a cache.
 *teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
-*ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
+*ms a step*: of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
 benchmarks.row_steps`); of several phases the mean over epochs."""
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "zipped", "file", "moved", "ms a step", "minutes (CPU)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
