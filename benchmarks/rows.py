@@ -70,6 +70,7 @@ SECTIONS = {
         "float": Row("student, alone"),
         "float_taught": Row("student, distilled (T 4)", "float", "float"),
         "float_longer": Row("student, six epochs more, alone"),
+        "float_12": Row("student, twelve epochs at once, alone", "float_longer"),
         "float_taught_longer": Row("student, six epochs more, under the trained teacher (T 4)", "float_longer", "float_longer"),
         "float_3": Row("student, half as long, alone"),
         "mobilenet": Row("MobileNetV2 of half the width, alone"),
@@ -93,8 +94,10 @@ SECTIONS = {
     "kerakd's best: under the trained teacher at T 4, a scale for each channel, from the float student": {
         "best_ternary_alone": Row("ternary weights, 8-bit activations, no teacher", "float_longer"),
         "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "best_ternary_alone"),
+        "best_ternary_taught": Row("ternary weights, 8-bit activations, the float student taught as well", "float_longer"),
         "best_w4a4_alone": Row("4-bit weights and activations, no teacher", "float_longer"),
         "best_w4a4": Row("4-bit weights and activations", "float_longer", "best_w4a4_alone"),
+        "best_w4a4_taught": Row("4-bit weights and activations, the float student taught as well", "float_longer"),
         "best_w2a2_alone": Row("2-bit weights and activations, no teacher", "float_longer"),
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "best_w2a2_alone"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
@@ -107,7 +110,9 @@ ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
 LIMITS = {
     "best_w4a4": 0.0,
     "best_mobilenet_w4a4": 0.0,
+    "best_w4a4_taught": 0.0,
     "best_ternary": 0.7,
+    "best_ternary_taught": 0.7,
     "best_w2a2": 2.0,
     "best_w2a2_sums": 2.0,
     "best_w2a2_taught": 2.0,

@@ -39,7 +39,7 @@ rounded as integers need it; from the settled student, whose own steps are the f
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
 the teacher about its views paid for those after it, which read its answers from a cache.
 *teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
-*ms a step*: of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
+*ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
 benchmarks.row_steps`); of several phases the mean over epochs."""
 COLUMNS = ("row", "what", "accuracy %", "seeds", "against float", "epochs", "bytes", "zipped", "file", "moved", "ms a step", "minutes (CPU)", "date")
 PEERS = """`python -m benchmarks.peers`, {date}, {machine}: the same ResNet-20 from the same float weights (`float_0`), the same {steps} batches of 128
