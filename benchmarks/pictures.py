@@ -10,7 +10,10 @@ MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
 COLOURS = [*(f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]), "black"]
 SMALL = 6  # the size of names in print
 PLACES = sorted(((side, away, up) for away in (6, 46, 86, 126) for up in range(-120, 121, 4) for side in (1, -1)), key=lambda at: at[1] / 2 + abs(at[2]))
-CURVES = ("float", "float_longer", "ternary", "ternary_b", "best_ternary", "qkd_w4a4_ss", "qkd_w4a4_ss_tu", "best_w4a4", "qkd_w2a2_ss", "best_w2a2_taught")
+CURVES = (
+    *("float", "float_longer", "mobilenet", "ternary", "ternary_b", "funmatch_ternary_same_shifts_6", "best_ternary"),
+    *("qkd_w4a4_ss", "qkd_w4a4_ss_tu", "best_w4a4", "qkd_w2a2_ss", "best_w2a2_taught"),
+)
 
 
 def _mean(figure, runs):
@@ -27,7 +30,7 @@ def scattered(found, measured, label, unit=1, scale="linear"):
         points = [(_mean(measured, found[row]) / unit, 100 * _mean("accuracy", found[row]), row) for row in there]
         if points:
             axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, color=colour, markersize=5, label=title, alpha=0.8)
-        named += points
+        named += [(*point, colour) for point in points]
     axes.set(xlabel=label, ylabel="test accuracy, %", xscale=scale)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.margins(x=0.3)
@@ -40,10 +43,10 @@ def scattered(found, measured, label, unit=1, scale="linear"):
 
 
 def _name(axes, points):
-    """Writes each row's name beside its point [x, y, row], where nothing is yet; a line leads to a name that stands apart."""
-    at = axes.transData.transform([(x, y) for x, y, _ in points]) * 72 / axes.figure.dpi if points else []  # in points of print
+    """Writes each row's name beside its point [x, y, row, colour], where nothing is yet; a line leads to a name that stands apart."""
+    at = axes.transData.transform([(x, y) for x, y, *_ in points]) * 72 / axes.figure.dpi if points else []  # in points of print
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
-    for (x, y), (*place, row) in zip(at, points, strict=True):
+    for (x, y), (*place, row, colour) in zip(at, points, strict=True):
         width = 0.62 * SMALL * len(row)
         for side, away, up in PLACES:
             near, far = sorted((x + side * away, x + side * (away + width)))
@@ -51,8 +54,8 @@ def _name(axes, points):
             if not any(_meet(box, other) for other in taken):
                 break
         taken.append(box)
-        line = {"arrowstyle": "-", "lw": 0.4, "color": "gray", "shrinkA": 0, "shrinkB": 2} if away > 6 or abs(up) > 4 else None
-        text = {"fontsize": SMALL, "va": "center", "ha": "left" if side > 0 else "right"}
+        line = {"arrowstyle": "-", "lw": 0.4, "color": colour, "shrinkA": 0, "shrinkB": 2} if away > 6 or abs(up) > 4 else None
+        text = {"fontsize": SMALL, "va": "center", "ha": "left" if side > 0 else "right", "color": colour}
         axes.annotate(row, place, (side * away, up), textcoords="offset points", arrowprops=line, **text)
 
 
@@ -64,10 +67,12 @@ def learning(found):
     """Test accuracy against epochs of a few rows, those of the float network they start from included, the mean of their seeds; float rows dashed."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for row in (row for row in CURVES if found[row]):
+    for row, colour in zip(CURVES, [*COLOURS, "navy"], strict=True):
+        if not found[row]:
+            continue
         means = [100 * statistics.mean(values) for values in zip(*([line["val_accuracy"] for line in run["metrics"]] for run in found[row]), strict=True)]
         first = 1 + epochs_before(row)
-        axes.plot(range(first, first + len(means)), means, "--" if row.startswith("float") else "-", marker=".", label=row)
+        axes.plot(range(first, first + len(means)), means, "--" if row.startswith("float") else "-", marker=".", color=colour, label=row)
     axes.set(xlabel="epoch", ylabel="test accuracy of the Keras network, %", ylim=(50, None))
     axes.grid(alpha=0.3)
     if axes.lines:

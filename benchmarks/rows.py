@@ -91,7 +91,7 @@ SECTIONS = {
         for kind, title in (("float", "float"), ("ternary", "ternary weights and 8-bit activations"))
         for epochs in (3, 6)
     },
-    "kerakd's best: under the trained teacher at T 4, a scale for each channel, from the float student": {
+    "kerakd's best: a scale for each channel, at T 4 where there is a teacher, from the float student where nothing else is said": {
         "best_ternary_alone": Row("ternary weights, 8-bit activations, no teacher", "float_longer"),
         "best_ternary": Row("ternary weights, 8-bit activations", "float_longer", "best_ternary_alone"),
         "best_ternary_taught": Row("ternary weights, 8-bit activations, the float student taught as well", "float_longer"),
@@ -117,3 +117,4 @@ LIMITS = {
     "best_w2a2_sums": 2.0,
     "best_w2a2_taught": 2.0,
 }  # aims: at most so many points below float
+RIVALS = {"float_longer": ("float_12", "float_taught_longer")}  # more float students that train as long: at once, and under the teacher
