@@ -48,11 +48,10 @@ def _name(axes, points):
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
     for (x, y), (*place, row, colour) in zip(at, points, strict=True):
         width = 0.62 * SMALL * len(row)
-        for side, away, up in PLACES:
-            near, far = sorted((x + side * away, x + side * (away + width)))
-            box = (near, y + up - 4, far, y + up + 4)
-            if not any(_meet(box, other) for other in taken):
-                break
+        boxes = [(sorted((x + side * away, x + side * (away + width))), y + up) for side, away, up in PLACES]
+        boxes = [(near, middle - 4, far, middle + 4) for (near, far), middle in boxes]
+        place_of = next((k for k, box in enumerate(boxes) if not any(_meet(box, other) for other in taken)), 0)
+        (side, away, up), box = PLACES[place_of], boxes[place_of]
         taken.append(box)
         line = {"arrowstyle": "-", "lw": 0.4, "color": colour, "shrinkA": 0, "shrinkB": 2} if away > 6 or abs(up) > 4 else None
         text = {"fontsize": SMALL, "va": "center", "ha": "left" if side > 0 else "right", "color": colour}

@@ -74,6 +74,12 @@ def is_exact(layer):
     return is_relu(layer) or is_sigmoid(layer) or computes(layer, *EXACT, *TRANSPARENT)
 
 
+def sees_padding(sides, size, strides, padding):
+    """Whether windows of a pooling of `size` reach, or may, over an image of `sides`, None where they are not known."""
+    windows = zip(sides, size, strides, strict=True)
+    return padding.lower() != "valid" and any(extent > 1 if side is None else (side - 1) // step * step + extent > side for side, extent, step in windows)
+
+
 def has_kernel(layer):
     """Whether it has weights of more than one axis, as any layer that is no mere scale or bias."""
     return any(weight.shape.rank > 1 for weight in layer.trainable_weights)

@@ -1,5 +1,6 @@
 """A model written in the few kinds of layers that a scheme and an integer file know; what it computes stays the same."""
 
+import inspect
 import itertools
 import re
 
@@ -9,7 +10,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import computes, is_transparent
+from kerakd.kinds import computes, is_transparent, sees_padding
 from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
@@ -229,6 +230,8 @@ def _average_1d(copier, layer, args, kwargs):
     if layer.data_format != "channels_last":
         return None
     size, stride = layer.pool_size[0], layer.strides[0]
+    if sees_padding(x.shape[1:2], (size,), (stride,), layer.padding):
+        return None  # no convolution; it stays float
     return copier.lower(copier.new(L.AveragePooling2D, layer.name, (1, size), stride, layer.padding)(copier.lift(x, layer.name)), layer.name)
 
 
@@ -244,8 +247,13 @@ def _global_average_1d(copier, layer, args, kwargs):
 def _operator(copier, layer, args, kwargs):
     """A TensorFlow function on tensors, as Keras records it."""
     rule = _OPERATORS.get(layer.symbol.rpartition(".")[2])
-    values = [*args, *(value for key, value in kwargs.items() if key != "name")]
-    return rule(copier, layer.name, values) if rule else None
+    if rule is None:
+        return None
+    try:  # in the order of the function's own arguments
+        given = inspect.signature(layer.function).bind(*args, **kwargs).arguments
+    except (TypeError, ValueError):
+        return None
+    return rule(copier, layer.name, [value for key, value in given.items() if key != "name"])
 
 
 def _is_per_channel(constant, shape):
@@ -322,7 +330,10 @@ def _pool(cls):
         x, size, strides, padding, *layout = [*values, None, None, None][: max(4, len(values))]
         if len(x.shape) != 4 or padding not in ("VALID", "SAME") or layout not in ([], [None], ["NHWC"]) or None in (_window(size), _window(strides)):
             return None
-        return copier.new(cls, name, _window(size), _window(strides), padding.lower())(x)
+        size, strides = _window(size), _window(strides)
+        if cls is L.AveragePooling2D and (sees_padding(x.shape[1:3], size, strides, padding) or len(set(strides)) > 1):
+            return None  # no convolution; it stays float
+        return copier.new(cls, name, size, strides, padding.lower())(x)
 
     return rule
 

@@ -99,6 +99,17 @@ def joined_twice(x):
     return join([conv(join([conv(x, activation="relu"), conv(x)]), activation="relu"), conv(x)])
 
 
+class Smaller(L.Layer):
+    """What averages inside a function of its own."""
+
+    @tf.function
+    def _smaller(self, inputs):
+        return tf.nn.avg_pool2d(tf.image.resize(inputs, [6, 6]), 3, 3, "VALID")
+
+    def call(self, inputs):
+        return self._smaller(inputs)
+
+
 BODIES = {  # and whether all of it is integers
     "norm over rows behind a convolution": (lambda x: L.ReLU()(L.BatchNormalization(axis=1)(conv(x))), False),
     "norm over columns alone": (lambda x: conv(L.BatchNormalization(axis=2)(L.MaxPooling2D()(conv(x)))), False),
@@ -107,6 +118,8 @@ BODIES = {  # and whether all of it is integers
     "reshape": (lambda x: tf.reshape(conv(x, activation="relu"), [-1, 512]), True),
     "reshape by its shape": (lambda x: tf.reshape(conv(x), [tf.shape(x)[0], 512]), False),
     "resize between pixels": (lambda x: conv(tf.image.resize(conv(x), [4, 4])), False),
+    "averages in a function": (lambda x: conv(Smaller()(conv(x))), False),
+    "averages that pad": (lambda x: conv(tf.nn.avg_pool2d(conv(x), 3, 2, "SAME")), False),
     "pools of operators": (lambda x: conv(tf.nn.max_pool(tf.nn.avg_pool2d(conv(x), 2, 2, "VALID"), [1, 2, 2, 1], [1, 1, 1, 1], "SAME")), True),
     "averages of rows": (
         lambda x: L.AveragePooling1D(3, 3, padding="same")(L.Conv1D(6, 2)(L.AveragePooling1D(3)(L.Reshape((48, 8))(conv(x)[:, :6])))),

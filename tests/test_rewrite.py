@@ -83,6 +83,7 @@ def each_activation(kind, make, left=()):
 
 LINE, KEPT = {"Rescaling": 1}, {"TFOpLambda": 1}
 HARD_SWISH = {"Rescaling": 1, "ReLU": 1, "Multiply": 1}
+POOLS = {"MaxPooling2D": 1, "AveragePooling2D": 1}
 ROWS = {"Reshape": 2, "Conv2D": 1}  # a Conv1D as an image of height 1, and the way back
 CASES = {  # what is called on inputs of which shape, and how many layers of which kind are left
     **each_activation("Activation", L.Activation),
@@ -120,9 +121,19 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "x + y of lower rank": (IMAGE, lambda x: x + branch(tf.reduce_mean(x, [0, 1])), {"Dense": 1, "TFOpLambda": 2}),
     "x + y of one pixel": (IMAGE, lambda x: x + L.GlobalAveragePooling2D(keepdims=True)(x), {"GlobalAveragePooling2D": 1, "Reshape": 1, "Add": 1}),
     "x + y of one channel": (IMAGE, lambda x: x + branch(x, 1), {"Dense": 1, "Add": 1}),
-    "pools": (IMAGE, lambda x: tf.nn.avg_pool(tf.nn.max_pool2d(x, [1, 2, 2, 1], 1, "SAME"), 2, [2, 1], "VALID"), {"MaxPooling2D": 1, "AveragePooling2D": 1}),
+    "pools": (
+        IMAGE,
+        lambda x: tf.nn.avg_pool(tf.nn.max_pool2d(x, [1, 2, 2, 1], 1, "SAME"), [2, 3], [2, 2], "VALID"),
+        {"MaxPooling2D": 1, "AveragePooling2D": 1},
+    ),
+    "a pool by keywords": (IMAGE, lambda x: tf.nn.avg_pool2d(x, strides=1, ksize=3, padding="VALID"), {"AveragePooling2D": 1}),
+    "a mean by keywords": (IMAGE, lambda x: tf.reduce_mean(axis=[1, 2], input_tensor=x), {"GlobalAveragePooling2D": 1}),
+    "a difference by keywords": (IMAGE, lambda x: tf.subtract(y=x, x=2.0), LINE),
+    "averages that pad": (IMAGE, lambda x: tf.nn.avg_pool2d(x, 3, 2, "SAME"), KEPT),
+    "averages of unequal strides": (IMAGE, lambda x: tf.nn.avg_pool2d(x, 2, [2, 1], "VALID"), KEPT),
+    "averages of rows that pad": (ROW, lambda x: L.AveragePooling1D(3, 2, "same")(x), {"AveragePooling1D": 1}),
     "a pool over channels": (IMAGE, lambda x: tf.nn.max_pool2d(x, [1, 1, 1, 2], [1, 1, 1, 2], "VALID"), KEPT),
-    "averages of rows": (ROW, lambda x: L.AveragePooling1D(3, 2)(L.AveragePooling1D(2, 1, "same")(x)), {"Reshape": 2, "AveragePooling2D": 2}),
+    "averages of rows": (ROW, lambda x: L.AveragePooling1D(3, 2)(L.AveragePooling1D(1, 1, "same")(x)), {"Reshape": 2, "AveragePooling2D": 2}),
     "mean": (IMAGE, lambda x: tf.reduce_mean(x, [1, 2]), {"GlobalAveragePooling2D": 1}),
     "mean with keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=(2, -3), keepdims=True), {"GlobalAveragePooling2D": 1, "Reshape": 1}),
     "mean without keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=False), {"GlobalAveragePooling2D": 1}),

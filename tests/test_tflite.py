@@ -812,7 +812,34 @@ def test_an_interval_that_collapsed_is_refused(interval):
 def test_an_output_of_less_than_a_unit_of_its_accumulator_is_exact(interval):
     student = made_student(plain_net, SCHEMES["W8A8"])
     student.get_layer("relu_out").quantizer_variables["interval"].assign(interval)
-    assert_exact(student, to_tflite(student), noise())
+    data = to_tflite(student)
+    assert_exact(student, data, noise())
+    folded, settled = folding.fold(student).linears["middle"], folding.fold(settle(student)).linears["middle"]
+    ((kernel, quantizer, variables),) = student.get_layer("middle").kernels
+    step = folded.x.step * quantizer.step(tf.convert_to_tensor(kernel), variables).numpy()
+    np.testing.assert_allclose(folded.bias, np.rint(student.get_layer("middle").layer.bias / step), atol=1)  # in units of the trained step
+    np.testing.assert_array_equal(folded.bias, settled.bias)
+    np.testing.assert_array_equal(folded.steps, settled.steps)
+
+
+def test_calibration_makes_no_interval_that_a_file_cannot_have():
+    net = keras.Sequential([keras.Input((4,)), L.Dense(3, "relu", kernel_initializer="ones", name="small"), L.Dense(3)])
+    student = kerakd.quantize(net, SCHEMES["W8A8"])
+    kerakd.calibrate(student, 1e-7 * np.ones((4, 4), np.float32))
+    assert float(student.get_layer("small_relu_out").quantizer_variables["interval"]) == pytest.approx(2e-6)
+    to_tflite(student)
+
+
+def test_biases_of_kernels_of_4_bits_stay_within_what_xnnpack_adds():
+    inputs = keras.Input(SHAPE)
+    x = L.BatchNormalization(name="bn")(L.Conv2D(8, 1, name="few")(L.Conv2D(8, 3, activation="relu")(inputs)))
+    student = made_student(lambda: keras.Model(inputs, L.Dense(5)(L.Flatten()(L.Conv2D(6, 3)(L.ReLU()(x))))), Scheme(Interval(4), Interval(8)))
+    norm = student.get_layer("bn")
+    norm.gamma.assign([1, -1, 1, 1, 2, 5, 1, 1e-9])
+    norm.beta.assign([0] * 7 + [-1e5])
+    data = to_tflite(student, "int4")
+    proof = verify(student, data, noise())
+    assert proof.emulated_equal == 1.0 and not set(proof.not_delegated) - {"CONV_2D"}, proof
 
 
 def test_steps_smaller_than_a_file_has_are_refused_and_calibration_makes_none():

@@ -16,7 +16,8 @@ from kerakd.wrapper import QuantizedActivation
 L = keras.layers
 IO_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 CONTAINERS = ("int8", "int4")
-AVERAGES = ("AvgPool", "ResizeBilinear")  # operations that have one grid before and behind them in a file, though they make other values
+# operations that have one grid before and behind them in a file, though they make other values, and functions that may hold such
+AVERAGES = ("AvgPool", "ResizeBilinear", "PartitionedCall", "StatefulPartitionedCall")
 
 
 def to_tflite(model, container="int8", io="float32"):

@@ -18,7 +18,7 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.kinds import computes, fuses, is_exact, is_relu, passes_on
+from kerakd.kinds import computes, fuses, is_exact, is_relu, passes_on, sees_padding
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import Grid, short
 from kerakd.tflite.ties import avoid_ties
@@ -38,7 +38,8 @@ class Linear:
 
     name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
-    steps: float64 [C]. bias: int64 [C]. headroom: what the trained codes are multiplied by.
+    steps: float64 [C]. bias: int64 [C]. excess: [C], how many times larger the student's own step is, where that is beyond LOUD.
+    headroom: what the trained codes are multiplied by.
     x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0. shape: of one example where it is
     no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
@@ -48,6 +49,7 @@ class Linear:
     codes: np.ndarray
     steps: np.ndarray
     bias: np.ndarray
+    excess: np.ndarray
     headroom: int
     x: Grid
     y: Grid
@@ -213,7 +215,7 @@ def _linear(call, grids, folded, container, seen):
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, high = _parts(layer)(call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
-    least = _least_steps(bias, x, y)
+    least = _least_steps(bias, x, y, bits)
     room = _fitting(headroom(high, bits), (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
     codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
     linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least)
@@ -222,9 +224,12 @@ def _linear(call, grids, folded, container, seen):
     return linear
 
 
-def _least_steps(bias, x, y):
-    """[C]: what a kernel's steps have to be at least. XNNPACK takes multipliers from 2^-32, the converter steps from about 4e-9; an accumulator has 32 bits."""
-    return np.maximum(np.maximum(np.abs(bias) / 2**30, y.step * 2.0**-31) / x.step, 2.0**-26)
+def _least_steps(bias, x, y, bits):
+    """[C]: what a kernel's steps have to be at least. XNNPACK takes multipliers from 2^-32, the converter steps from about 4e-9; an accumulator has 32 bits.
+
+    Of kernels of 4 bits XNNPACK's holds 16 times the sum.
+    """
+    return np.maximum(np.maximum(np.abs(bias) / 2.0 ** (30 if bits == 8 else 26), y.step * 2.0**-31) / x.step, 2.0**-26)
 
 
 def _matters(codes, steps, bias, x, y):
@@ -292,8 +297,7 @@ def _rescaling_parts(call, _):
 
 def pads(layer):
     """Whether an average pooling sees padding, or may: its windows are then not all of one size."""
-    windows = zip(layer.input_shape[1:3], layer.pool_size, layer.strides, strict=True)
-    return layer.padding != "valid" and any(size > 1 if side is None else (side - 1) // stride * stride + size > side for side, size, stride in windows)
+    return sees_padding(layer.input_shape[1:3], layer.pool_size, layer.strides, layer.padding)
 
 
 def _pool_parts(call, _):
@@ -359,12 +363,13 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, leas
     loud = steps * x.step >= LOUD * y.step
     idle = np.union1d(dead, np.flatnonzero(loud & ~codes.reshape(-1, len(steps)).any(0)))
     steps[idle] = np.maximum(y.step / 256 / x.step, least[idle])
-    units = np.rint(bias / (x.step * short(steps)))
-    steps = short(np.minimum(steps, LOUD * y.step / x.step))
+    trained = short(steps)
+    units = np.rint(bias / (x.step * trained))
+    steps = short(np.minimum(trained, LOUD * y.step / x.step))
     unit = x.step * steps
     units = _carried(units, unit)
     values = (units * unit).astype(np.float32)
     if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
         # the converter takes channel 0's step for every channel of a bias with one value
         units[0] = max(units[0] + 1, _carried(np.nextafter(values[:1], np.float32(np.inf)) / unit[:1], unit[:1])[0])
-    return Linear(name, template, codes, steps, units, room, x, y, [int(c) for c in dead], bits)
+    return Linear(name, template, codes, steps, units, trained / steps, room, x, y, [int(c) for c in dead], bits)

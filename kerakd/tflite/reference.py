@@ -87,7 +87,7 @@ def settle(model):
             if reader and reader.layer.name in folded.absorbed:
                 _settle_norm(reader.layer, linear, step, inner.bias.numpy() if inner.use_bias else 0.0)
             elif inner.use_bias:
-                inner.bias.assign(linear.bias * linear.unit)
+                inner.bias.assign(linear.bias * linear.unit * linear.excess)
         elif linear and isinstance(call.layer, L.BatchNormalization):
             _settle_norm(call.layer, linear, 1.0, 0.0)
     return settled
@@ -96,14 +96,15 @@ def settle(model):
 def _settle_norm(norm, linear, step, before):
     """Gives a BatchNorm on x + before, x made with codes of `step`, the multipliers and biases of `linear`."""
     deviation = np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
-    gain = 1 / deviation
+    gain, unit = 1 / deviation, linear.unit * linear.excess
     if norm.scale:
         sign = np.where(norm.gamma.numpy() < 0, -1, 1)
-        gain = sign * linear.unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
+        unit = linear.unit
+        gain = sign * unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
         gain[linear.dead] = 0
         norm.gamma.assign(gain * deviation)
     if norm.center:
-        norm.beta.assign(linear.bias * linear.unit + (norm.moving_mean.numpy() - np.float64(before)) * gain)
+        norm.beta.assign(linear.bias * unit + (norm.moving_mean.numpy() - np.float64(before)) * gain)
 
 
 def _scaled(codes, scale):

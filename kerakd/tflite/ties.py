@@ -47,12 +47,12 @@ def avoid_ties(made, grid, grids):
         agree = _agreement(call)
         if agree is None or None in operands or len(operands) > 2:
             continue
-        _check_units(call, operands, grid)
         if computes(call.layer, L.Add):
             for operand, value in zip(operands, call.inputs, strict=True):
                 # XNNPACK adds operands of at least 2^-10 of the output's step. What is finer moves no sum anyway; where others read it too, it stays
                 if _is_alone(value, call):
                     operand.step = max(operand.step, float(short(grid.step / 1000)))
+        _check_units(call, operands, grid)
         checked.append((agree, call, operands))
     step = grid.step
     for k in range(400 if checked else 0):  # 0, +, -, ++, --, ...
@@ -65,10 +65,14 @@ def avoid_ties(made, grid, grids):
 def _check_units(call, operands, y):
     """Raises BadInput for a sum or product so fine that XNNPACK leaves it: the 16-bit vectors of LiteRT's own kernels overflow there."""
     steps = [operand.step / y.step for operand in operands]
-    unit = max(steps) if computes(call.layer, L.Add) else np.prod(steps) * y.step if computes(call.layer, L.Multiply) else 0.0
-    if unit >= 255:
+    unit, most = 0.0, 255
+    if computes(call.layer, L.Add):
+        unit, most = max(steps), 255 if min(steps) >= 2.0**-10 else 120  # what is finer leaves XNNPACK by itself
+    elif computes(call.layer, L.Multiply):
+        unit = np.prod(steps) * y.step
+    if unit >= most:
         raise BadInput(
-            f"model: expected sums and products in steps that are more than 1/255 of a unit of what they are made of, received 1/{unit:.0f} in "
+            f"model: expected sums and products in steps that are more than 1/{most} of a unit of what they are made of, received 1/{unit:.0f} in "
             f"{call.layer.name!r}, which runtimes compute wrong; calibrate again, and train with a smaller rate for activation intervals"
         )
 
