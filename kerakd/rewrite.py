@@ -327,10 +327,10 @@ def _pool(cls):
     """The rule of an operator that pools images."""
 
     def rule(copier, name, values):
-        x, size, strides, padding, *layout = [*values, None, None, None][: max(4, len(values))]
-        if len(x.shape) != 4 or padding not in ("VALID", "SAME") or layout not in ([], [None], ["NHWC"]) or None in (_window(size), _window(strides)):
-            return None
+        x, size, strides, padding, *layout = values  # the four have no defaults
         size, strides = _window(size), _window(strides)
+        if len(x.shape) != 4 or padding not in ("VALID", "SAME") or layout not in ([], [None], ["NHWC"]) or None in (size, strides):
+            return None
         if cls is L.AveragePooling2D and (sees_padding(x.shape[1:3], size, strides, padding) or len(set(strides)) > 1):
             return None  # no convolution; it stays float
         return copier.new(cls, name, size, strides, padding.lower())(x)

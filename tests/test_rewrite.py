@@ -83,7 +83,6 @@ def each_activation(kind, make, left=()):
 
 LINE, KEPT = {"Rescaling": 1}, {"TFOpLambda": 1}
 HARD_SWISH = {"Rescaling": 1, "ReLU": 1, "Multiply": 1}
-POOLS = {"MaxPooling2D": 1, "AveragePooling2D": 1}
 ROWS = {"Reshape": 2, "Conv2D": 1}  # a Conv1D as an image of height 1, and the way back
 CASES = {  # what is called on inputs of which shape, and how many layers of which kind are left
     **each_activation("Activation", L.Activation),

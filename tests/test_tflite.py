@@ -842,7 +842,7 @@ def test_biases_of_kernels_of_4_bits_stay_within_what_xnnpack_adds():
     assert proof.emulated_equal == 1.0 and not set(proof.not_delegated) - {"CONV_2D"}, proof
 
 
-def test_steps_smaller_than_a_file_has_are_refused_and_calibration_makes_none():
+def test_steps_smaller_than_a_file_has_are_refused():
     student = made_student(plain_net, SCHEMES["W8A8"], images=lambda noise: 1e-9 * noise)
     assert_exact(student, to_tflite(student), 1e-9 * noise())
     student.get_layer("relu_out").quantizer_variables["interval"].assign(9e-7)
@@ -875,6 +875,25 @@ def test_sums_and_products_that_runtimes_compute_wrong_are_refused(merge, contai
     interval.assign(127 * unit / 260)
     with pytest.raises(BadInput, match="more than 1/255 of a unit of what they are made of, received 1/260 in 'both', which runtimes compute wrong"):
         to_tflite(student, container)
+
+
+@pytest.mark.parametrize("fine, most", [(2.0**-9, 250), (2.0**-12, 110)], ids=["in XNNPACK", "outside"])
+def test_a_sum_with_a_fine_operand_that_others_read_too_is_refused_earlier(fine, most):
+    inputs = keras.Input(SHAPE)
+    a, b = (L.Conv2D(8, 3, name=name, activation="relu")(inputs) for name in "ab")
+    both = L.Conv2D(3, 3)(L.Add(name="both")([a, b]))
+    net = keras.Model(inputs, L.Dense(3)(L.Concatenate()([L.Flatten()(both), L.Flatten()(L.Conv2D(3, 3)(a))])))
+    student = made_student(lambda: net, SCHEMES["W8A8"])
+    unit = float(student.get_layer("b_relu_out").step_size)
+    for ratio in (most, most + 15):
+        sums = student.get_layer("both_out")
+        sums.quantizer_variables["interval"].assign(sums.quantizer.levels()[1] * unit / ratio)
+        student.get_layer("a_relu_out").quantizer_variables["interval"].assign(255 * fine * unit / ratio)
+        if ratio == most:
+            assert_exact(student, to_tflite(student), noise())
+            continue
+        with pytest.raises(BadInput, match=f"received 1/{ratio} in 'both', which runtimes compute wrong"):
+            to_tflite(student)
 
 
 @pytest.mark.parametrize("io", ["int8", "uint8"])

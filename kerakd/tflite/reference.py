@@ -96,10 +96,10 @@ def settle(model):
 def _settle_norm(norm, linear, step, before):
     """Gives a BatchNorm on x + before, x made with codes of `step`, the multipliers and biases of `linear`."""
     deviation = np.sqrt(norm.moving_variance.numpy().astype(np.float64) + norm.epsilon)
-    gain, unit = 1 / deviation, linear.unit * linear.excess
+    unit = linear.unit if norm.scale else linear.unit * linear.excess
+    gain = 1 / deviation
     if norm.scale:
         sign = np.where(norm.gamma.numpy() < 0, -1, 1)
-        unit = linear.unit
         gain = sign * unit * linear.headroom / (linear.x.step * np.maximum(step, 1e-30))
         gain[linear.dead] = 0
         norm.gamma.assign(gain * deviation)
