@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.rows import SECTIONS, epochs_before
 
-MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h")
-COLOURS = [*(f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]), "black"]
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*", "h", "p")
+COLOURS = [*(f"tab:{name}" for name in ["blue", "orange", "green", "red", "purple", "brown", "pink", "gray", "olive", "cyan"]), "black", "navy"]
 SMALL = 6  # the size of names in print
 PLACES = sorted(((side, away, up) for away in (6, 46, 86, 126) for up in range(-120, 121, 4) for side in (1, -1)), key=lambda at: at[1] / 2 + abs(at[2]))
 CURVES = (
@@ -66,7 +66,7 @@ def learning(found):
     """Test accuracy against epochs of a few rows, those of the float network they start from included, the mean of their seeds; float rows dashed."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    for row, colour in zip(CURVES, [*COLOURS, "navy"], strict=True):
+    for row, colour in zip(CURVES, COLOURS, strict=True):
         if not found[row]:
             continue
         means = [100 * statistics.mean(values) for values in zip(*([line["val_accuracy"] for line in run["metrics"]] for run in found[row]), strict=True)]

@@ -9,14 +9,24 @@ CIFAR10 = RESULTS / "cifar10"
 STEPS = RESULTS / "steps.json"
 
 
+def _flags(row):
+    return (CIFAR10 / f"{row}.cfg").read_text()
+
+
+def epochs(row):
+    """Of a row's student, those of the network that it starts from included."""
+    return epochs_before(row) + sum(int(count) for count in re.findall(r"^--phase=\w+:(\d+)$", _flags(row), re.MULTILINE))
+
+
 def epochs_before(row):
     """Of the kept float network that a row's student starts from; 0 from scratch."""
-    return 6 if re.search(r"^--student=.*\.keras$", (CIFAR10 / f"{row}.cfg").read_text(), re.MULTILINE) else 0
+    start = re.search(r"^--student=results/cifar10/(\w+)_\d+/models/", _flags(row), re.MULTILINE)
+    return epochs(start[1]) if start else 0
 
 
 def is_taught(row):
     """Whether a row has a teacher."""
-    return "\n--teacher=" in (CIFAR10 / f"{row}.cfg").read_text()
+    return "\n--teacher=" in _flags(row)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +112,21 @@ SECTIONS = {
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "best_w2a2_alone"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
         "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, the float student taught as well", "float_longer"),
+        "best_ternary_early": Row("ternary weights, 8-bit activations, from three taught epochs in float on", "float_12"),
+        "best_w4a4_early": Row("4-bit weights and activations, from three taught epochs in float on", "float_12"),
+        "best_w2a2_early": Row("2-bit weights and activations, sums of branches in 8 bits, from three taught epochs in float on", "float_12"),
         "best_mobilenet_w4a4_alone": Row("MobileNetV2 of half the width, 4-bit weights and activations, no teacher", "mobilenet_longer"),
         "best_mobilenet_w4a4": Row("MobileNetV2 of half the width, 4-bit weights and activations", "mobilenet_longer", "best_mobilenet_w4a4_alone"),
+    },
+    "A hundred epochs in float, then six in low bits": {
+        "float_100": Row("student, a hundred epochs at once, alone"),
+        "float_100_longer": Row("student, six epochs more, alone"),
+        "long_ternary_alone": Row("ternary weights, 8-bit activations, no teacher", "float_100_longer"),
+        "long_ternary": Row("ternary weights, 8-bit activations, under float_100 itself", "float_100_longer", "long_ternary_alone"),
+        "long_w4a4_alone": Row("4-bit weights and activations, no teacher", "float_100_longer"),
+        "long_w4a4": Row("4-bit weights and activations, under float_100 itself", "float_100_longer", "long_w4a4_alone"),
+        "long_w2a2_alone": Row("2-bit weights and activations, sums of branches in 8 bits, no teacher", "float_100_longer"),
+        "long_w2a2": Row("2-bit weights and activations, sums of branches in 8 bits, under float_100 itself", "float_100_longer", "long_w2a2_alone"),
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
@@ -116,5 +139,15 @@ LIMITS = {
     "best_w2a2": 2.0,
     "best_w2a2_sums": 2.0,
     "best_w2a2_taught": 2.0,
+    "best_ternary_early": 0.7,
+    "best_w4a4_early": 0.0,
+    "best_w2a2_early": 2.0,
+    "long_ternary": 0.7,
+    "long_w4a4": 0.0,
+    "long_w2a2": 2.0,
 }  # aims: at most so many points below float
-RIVALS = {"float_longer": ("float_12", "float_taught_longer")}  # more float students that train as long: at once, and under the teacher
+RIVALS = {  # more float students that train as long: in two schedules, at once, under the teacher; or before the last six epochs
+    "float_longer": ("float_12", "float_taught_longer"),
+    "float_12": ("float_longer", "float_taught_longer"),
+    "float_100_longer": ("float_100",),
+}
