@@ -17,7 +17,8 @@ First and last layer have 8 bits. All rows train in mixed bfloat16 and share [co
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of
 twice the width, for ten, where the papers train for 100 and more: 100 of each of these runs would take two cores ten days. So the float student is
-well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. ResNet-56 as the teacher was not
+well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. One float student trained for a
+hundred epochs, `float_100`: the students of the last table start from it and are taught by it, for six more. ResNet-56 as the teacher was not
 tried. Two seeds hardly say how far seeds lie apart. Rows that start from a kept network start from the same one in every seed, and all rows
 under the trained teacher have the same: their seeds are of the order of the images and of their views alone, and say less than seeds of whole
 trainings would. Nothing was chosen on images of its own: rates, T and
@@ -35,7 +36,8 @@ gradients too, so the same flags come to these numbers within what seeds lie apa
 
 *against float*: points, over the seeds that both have, above the float student that trained as long in all, alone: `float`,
 `float_longer` for a row that starts from its weights (6+6 epochs; or from those of `float_taught`, which had the teacher for its six too),
-`float_3` for three epochs, `mobilenet_longer` for MobileNetV2. *zipped*: the bytes of the file, deflated. *file*: *exact* where
+`float_3` for three epochs, `float_12` for those that start from three taught epochs, `float_100_longer` for those that start from `float_100`,
+`mobilenet_longer` for MobileNetV2. *zipped*: the bytes of the file, deflated. *file*: *exact* where
 on 1,000 test images every logit of the file and every kernel's code equals that of the snapped Keras copy, whose biases and steps are
 rounded as integers need it; from the settled student, whose own steps are the file's, that moved logits by at most *moved* steps of the
 output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
