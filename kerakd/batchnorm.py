@@ -22,15 +22,15 @@ def reestimate(model, batches):
     Raises: BadInput for a BatchNorm that is called twice.
     """
     _check(model)
-    norms = [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]  # others are never called
-    statistics = [variable for layer in norms for variable in (layer.moving_mean, layer.moving_variance)]
-    if not norms:
+    found = norms(model)
+    statistics = [variable for layer in found for variable in (layer.moving_mean, layer.moving_variance)]
+    if not found:
         return
-    momenta, before, seen = [layer.momentum for layer in norms], [variable.numpy() for variable in statistics], []
+    momenta, before, seen = [layer.momentum for layer in found], [variable.numpy() for variable in statistics], []
     drawn = [(generator.state, generator.state.numpy()) for generator in random_states(model)]
     forward = None
     try:
-        for layer in norms:
+        for layer in found:
             layer.momentum = 0.0  # the moving statistics become those of the batch
         for images in batches:
             images = tf.nest.map_structure(tf.convert_to_tensor, images) if len(model.inputs) > 1 else tf.convert_to_tensor(images)
@@ -38,12 +38,17 @@ def reestimate(model, batches):
             forward(images)
             seen.append([variable.numpy() for variable in statistics])
     finally:
-        for layer, momentum in zip(norms, momenta, strict=True):
+        for layer, momentum in zip(found, momenta, strict=True):
             layer.momentum = momentum
         for variable, old in [*zip(statistics, before, strict=True), *drawn]:
             variable.assign(old)
     for variable, values in zip(statistics, zip(*seen, strict=True), strict=False):  # none where there was no batch
         variable.assign(np.mean(values, axis=0, dtype=np.float64))
+
+
+def norms(model):
+    """The BatchNorms of a model and of the models in it that are called."""
+    return [layer for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization) and layer.built]
 
 
 def called_twice(model):

@@ -69,7 +69,7 @@ def _learned(layer):
 
 
 def _step(layer, count):
-    return layer.quantizer.trained_step(tf.zeros((), tf.float32), layer.quantizer_variables, count)
+    return layer.quantizer.trained_step(tf.zeros((), layer.compute_dtype), layer.quantizer_variables, count)
 
 
 def _set(undo, layer, name, value):

@@ -47,7 +47,11 @@ class Config:
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
     sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels but the last read it narrowed; 0: as activations")
-    override: tuple = flag((), "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more")
+    override: tuple = flag(
+        (),
+        "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. Under activations that are those of --activations "
+        "what the last layer reads keeps its 8 bits",
+    )
     calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = flag(512, "how many training images it looks at")
     start: str = flag("", "weights that the student starts from; empty: float for a student from a file, else scratch", ("scratch", "float"))
@@ -63,8 +67,10 @@ class Config:
     hint_loss: str = flag("hint", "how the outputs of --hint's layers are compared", losses.FEATURES)
     hint_weight: float = flag(1.0, "weight of the hints' losses together")
     soft_loss: str = flag("kl", "what the student learns from the teacher's logits", losses.BY_NAME)
-    hard_weight: typing.Optional[float] = flag(None, "weight of the loss on labels in phases with a teacher; not given: the mode's own")
-    soft_weight: typing.Optional[float] = flag(None, "weight of the soft loss; not given: the mode's own")
+    hard_weight: typing.Optional[float] = flag(
+        None, "weight of the loss on labels in phases with a teacher; not given: the mode's own, 0.5, in co_study 1 (QKD has 1 in tutoring too)"
+    )
+    soft_weight: typing.Optional[float] = flag(None, "weight of the soft loss, likewise")
     batch_size: int = flag(128, "images a step")
     optimizer: str = flag("adam", "optimizer of every network", optimizers.BY_NAME)
     learning_rate: float = flag(1e-3, "peak learning rate")
@@ -89,8 +95,8 @@ class Config:
     )
     mixed_precision: str = flag(
         "",
-        "what convolutions (on a CPU but strided depthwise ones) and dense layers compute in while training; weights, grids, logits and what is saved "
-        "stay float32; empty: float32",
+        "what layers compute in while training, and what is between them is rounded to, values of 8-bit grids too; weights, the arithmetic of grids, "
+        "the last layers, strided depthwise convolutions on a CPU and what is saved stay float32; empty: float32",
         HALVES,
     )
     jit_compile: bool = flag(False, "compile the steps by XLA: other roundings, on some machines faster")

@@ -13,7 +13,7 @@ EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher
 
 def check(config):
     """Raises BadInput for a Config of values that are none, or that don't go together."""
-    for rule in (_values, _teachers, _phases, _schedule, _learning, _augment, _labels, _frozen, _read):
+    for rule in (_values, _teachers, _phases, _schedule, _learning, _augment, _labels, _soft, _frozen, _read):
         rule(config)
 
 
@@ -40,8 +40,9 @@ def _values(config):
         "teacher_width",
         "calibration_images",
         "steps_per_execution",
+        "clip_norm",
     ):
-        if not getattr(config, name) > 0:
+        if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise BadInput(f"--{name}: expected more than 0, received {getattr(config, name)}")
     for name, last in (("seed", config.seed + config.seeds - 1), ("view_seed", config.view_seed or 0)):
         if last >= 2**32:
@@ -129,6 +130,14 @@ def _labels(config):
             )
 
 
+def _soft(config):
+    """What a student is to be told must be something, and something that is known."""
+    if config.taught() and config.hard_weight == 0 and config.soft_weight == 0 and not (config.hint and config.hint_weight):
+        raise BadInput("--soft_weight: expected more than 0 with --hard_weight=0 and no --hint, received 0; the student would learn nothing")
+    if config.soft_loss == "logit_mse" and augment.view(config.view).ensemble:
+        raise BadInput(f"--soft_loss: expected one of probabilities with --view={config.view}, received 'logit_mse'; the mean of many views has no logits")
+
+
 def _frozen(config):
     """What is known of a frozen teacher beforehand, and what is not."""
     if config.hint and not config.taught():
@@ -151,7 +160,8 @@ def _read(config):
     rules = [scheme, *scheme.overrides.values()]
     (kernels, some_learn), (tensors, others_learn) = _intervals(scheme, rules)
     needs = {
-        **dict.fromkeys(("temperature", "soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
+        **dict.fromkeys(("soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
+        "temperature": ("a phase with a teacher and another --soft_loss than logit_mse", config.taught() and config.soft_loss != "logit_mse"),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
         "ensemble": ("several teachers", len(config.teacher) > 1),
         **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),

@@ -173,10 +173,19 @@ def carries(tensor, step, sign):
     return forward(tensor, step)
 
 
-@tf.custom_gradient
-def positive(value):
-    """max(value, SMALLEST), with the gradient of the identity: an interval pushed below zero finds its way back. Keeps NaN."""
-    return tf.where(value < SMALLEST, tf.constant(SMALLEST, value.dtype), value), lambda gradient: gradient
+def positive(value, smallest=SMALLEST):
+    """max(value, smallest), with the gradient of the identity: an interval pushed below zero finds its way back. Keeps NaN."""
+
+    @tf.custom_gradient
+    def forward(value):
+        return tf.where(value < smallest, tf.constant(smallest, value.dtype), value), lambda gradient: gradient
+
+    return forward(value)
+
+
+def smallest_interval(dtype):
+    """SMALLEST; of float16 its smallest normal number: a grid below it would hold zeros alone, and these give an interval no gradient."""
+    return 2.0**-14 if dtype == tf.float16 else SMALLEST
 
 
 @tf.custom_gradient
@@ -231,5 +240,10 @@ def sequential_ternary(w, alpha):
 
 
 def scaled_gradient(x, factor):
-    """x forward; its gradient times `factor` backward (LSQ, section 2.2)."""
-    return tf.stop_gradient(x - x * factor) + x * factor
+    """x forward, to the bit; its gradient times `factor`, which has none, backward (LSQ, section 2.2)."""
+
+    @tf.custom_gradient
+    def forward(x):
+        return tf.identity(x), lambda dy: dy * factor
+
+    return forward(x)

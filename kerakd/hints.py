@@ -36,6 +36,8 @@ class Hints:
         for (mine, theirs), f_s, f_t in zip(pairs, self.student.outputs[1:], self.teacher.outputs[1:], strict=True):
             if f_s.shape[1:-1] != f_t.shape[1:-1]:
                 raise BadInput(f"hints: expected outputs of one size, received {tuple(f_s.shape[1:])} of {mine!r} and {tuple(f_t.shape[1:])} of {theirs!r}")
+            if loss == "attention" and len(f_s.shape) == 2:
+                raise BadInput(f"hints: expected outputs with positions for the loss 'attention', received {tuple(f_s.shape[1:])} of {mine!r}; take 'hint'")
             projector = keras.layers.Dense(f_t.shape[-1], use_bias=False, name=f"{mine}_projector") if loss == "hint" else None
             if projector is not None:
                 projector.build(f_s.shape)

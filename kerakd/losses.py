@@ -35,8 +35,8 @@ def logit_mse(student, teacher, temperature=1.0):
     return tf.reduce_mean((tf.cast(student, tf.float32) - tf.stop_gradient(tf.cast(teacher, tf.float32))) ** 2, axis=-1)
 
 
-def standardized_kl(student, teacher, temperature=2.0):
-    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024).
+def standardized_kl(student, teacher, temperature=1.0):
+    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024, whose T is 2).
 
     A student that says the same of each class, as a head of zeros does, is at a corner: its gradient is some millions of times the usual
     one, which SGD takes as it is and Adam remembers; clip it.

@@ -60,6 +60,8 @@ class Networks:
             student = quantize(net, scheme)
         if c.dampening or c.freeze or c.watch:
             oscillation.check(student, held=bool(c.dampening or c.freeze))
+        if c.batchnorm_batches and not batchnorm.norms(student):
+            raise BadInput("--batchnorm_batches: expected a student with BatchNorms, received one without; leave it away")
         twice = batchnorm.called_twice(student) if c.batchnorm_batches else []
         if twice:
             raise BadInput(f"--batchnorm_batches: expected a student whose BatchNorms are called once, received {', '.join(twice)} called twice; leave it away")

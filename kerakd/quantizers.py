@@ -13,7 +13,18 @@ from tensorflow_model_optimization.quantization.keras.quantizers import Quantize
 from tf_keras.src.mixed_precision.autocast_variable import enable_auto_cast_variables
 
 from kerakd.errors import BadInput
-from kerakd.grids import SMALLEST, arithmetic, positive, scaled_gradient, sequential_ternary, straight_through, ternary_scale, ternary_threshold, uniform
+from kerakd.grids import (
+    SMALLEST,
+    arithmetic,
+    positive,
+    scaled_gradient,
+    sequential_ternary,
+    smallest_interval,
+    straight_through,
+    ternary_scale,
+    ternary_threshold,
+    uniform,
+)
 
 
 def check_bits(bits, who="bits"):
@@ -224,9 +235,10 @@ class Interval(GridQuantizer):
 
     Weights and signed tensors:  q = 2^(b-1) - 1, I * round(q * clip(x/I, -1, 1)) / q.
     Unsigned activations:        q = 2^b - 1,     I * round(q * clip(x/I, 0, 1)) / q.
-    Backward:  dy/dx = 1 inside, 0 outside; dy/dI = (y - x)/I inside, -1 (signed), 0 (unsigned) or 1 where clipped.
+    Without `narrow` a signed grid has one code more, so that it is clipped at -(q + 1) I / q.
+    Backward:  dy/dx = 1 inside, 0 outside; dy/dI = (y - x)/I inside, y/I where clipped: -1 (signed; -(q + 1)/q without `narrow`), 0 (unsigned) or 1.
 
-    The interval is kept above 1e-8 in the forward pass with a gradient that can bring it back, whatever an optimizer
+    The interval is kept above 1e-8 in the forward pass (of float16 tensors 2^-14) with a gradient that can bring it back, whatever an optimizer
     does to the variable. It is NaN until `calibrate` (activations) or `quantize` (weights) has set it.
 
     Args:
@@ -266,7 +278,7 @@ class Interval(GridQuantizer):
         return {"interval": _add_interval(layer, name, _channels(tensor_shape if self.per_channel else None), self.learned)}
 
     def step(self, x, variables):
-        return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
+        return positive(tf.cast(variables["interval"], arithmetic(x)), smallest_interval(x.dtype)) / self.levels()[1]
 
     def quantize(self, x, variables, carried=()):
         of_kernel = self.narrow and self.signed and not _of_tensor(variables["interval"])
@@ -315,7 +327,7 @@ class Pact(GridQuantizer):
         return {"interval": _add_interval(layer, name, ())}
 
     def step(self, x, variables):
-        return positive(tf.cast(variables["interval"], arithmetic(x))) / self.levels()[1]
+        return positive(tf.cast(variables["interval"], arithmetic(x)), smallest_interval(x.dtype)) / self.levels()[1]
 
     def quantize(self, x, variables):
         interval = positive(tf.cast(variables["interval"], x.dtype))

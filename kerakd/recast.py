@@ -4,15 +4,19 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
+from kerakd.kinds import computes, is_transparent
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
+NEAR = (*(keras.layers.GlobalAveragePooling2D, keras.layers.GlobalAveragePooling1D, keras.layers.AveragePooling2D), keras.layers.Add)
 LIGHT = (QuantizedActivation, keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D)  # reading and writing is what they cost
 
 
 def recast(model, policy="float32", synchronized=False):
     """A copy of a functional model with the same weights; the variables are float32 whatever the layers compute in.
 
-    From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences.
+    From the last weighted layer on everything stays float32, and so are the logits: a soft loss compares small differences. So do
+    quantizers, poolings and additions right before it: in 16 bits each value of a grid has an error of its own, and where no BatchNorm is
+    between the grid and the logits, these add up to one side in its interval's gradient, a small difference of large sums (BUILD.md).
     On a CPU alone strided depthwise convolutions and a few others do as well, which are slower there in 16 bits (BUILD.md).
     Grids are computed in float32 in any case (`quantizers`).
 
@@ -53,16 +57,23 @@ def _changed_inside(value, policy, synchronized):
 
 
 def _last_layers(model):
-    """The names of the layers from the last weighted one to the logits."""
+    """The names of the layers from the last weighted one to the logits, and of the quantizers, poolings and additions right before it."""
     found = set()
-    values = [value for call in graph.calls(model) for value in call.outputs if value.is_output]
+    values = [(value, False) for call in graph.calls(model) for value in call.outputs if value.is_output]
     while values:
-        call = values.pop().call
-        if call is not None and call.layer.name not in found:
-            found.add(call.layer.name)
-            if not isinstance(call.layer, QuantizedLayer) and kernel_name(call.layer) is None:
-                values.extend(call.inputs)
+        value, before = values.pop()
+        call = value.call
+        if call is None or call.layer.name in found or (before and not _is_light(call)):
+            continue
+        found.add(call.layer.name)
+        values.extend((value, before or isinstance(call.layer, QuantizedLayer) or kernel_name(call.layer) is not None) for value in call.inputs)
     return found
+
+
+def _is_light(call):
+    """Whether a call does little, for one reader, and may have another precision than what is around it."""
+    light = isinstance(call.layer, QuantizedActivation) or is_transparent(call.layer) or computes(call.layer, *NEAR)
+    return light and call.once and call.sole_reader is not None and call.sole_reader.casts
 
 
 def _slow_in_16_bits(model):

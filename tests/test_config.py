@@ -271,6 +271,10 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({**FLOAT, "weights": "interval:4,learned=false", "weight_interval_rate": 0.1}, "--weight_interval_rate: "),
         ({**FLOAT, "weights": "ternary", "calibration": "mse"}, "--calibration: expected quantizers with intervals beside it, received 'mse'"),
         ({**FLOAT, "calibration_images": 9}, "--calibration_images: expected quantizers with intervals beside it, received 9"),
+        ({"clip_norm": 0.0}, "--clip_norm: expected more than 0, received 0.0"),
+        ({**TAUGHT, "soft_loss": "logit_mse", "temperature": 4.0}, "--temperature: expected a phase with a teacher and another --soft_loss than logit_mse"),
+        ({**TAUGHT, "hard_weight": 0.0, "soft_weight": 0.0}, "--soft_weight: expected more than 0 with --hard_weight=0 and no --hint, received 0"),
+        ({**TAUGHT, "view": "fix/ic_ens", "soft_loss": "logit_mse"}, "--soft_loss: expected one of probabilities with --view=fix/ic_ens, received 'logit_mse'"),
     ],
 )
 def test_bad_values_are_refused(change, message):

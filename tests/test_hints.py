@@ -69,13 +69,21 @@ def test_a_layer_that_is_called_twice_gives_no_hint_and_one_of_another_model_tha
     shared(other)  # its first call is of no model here
     student = keras.Model(x, keras.layers.Dense(3)(shared(x)))
     teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(4, name="b"), keras.layers.Dense(3)])
-    hints = Hints(student, teacher, [("shared", "b")], "attention")
+    hints = Hints(student, teacher, [("shared", "b")])
     logits, feature = hints.student(np.ones((2, 6), np.float32))
     np.testing.assert_array_equal(feature, shared(np.ones((2, 6), np.float32)))
     twice = keras.layers.ReLU(name="twice")
     student = keras.Model(x, keras.layers.Dense(3)(twice(keras.layers.Dense(4)(twice(x)))))
     with pytest.raises(BadInput, match="hints: expected a layer that the student calls once, received 'twice', called 2 times"):
         Hints(student, teacher, [("twice", "b")])
+
+
+def test_attention_to_one_position_is_refused_as_it_would_be_none():
+    x = keras.Input((6,))
+    student = keras.Model(x, keras.layers.Dense(3)(keras.layers.Dense(4, name="a")(x)))
+    teacher = keras.Sequential([keras.Input((6,)), keras.layers.Dense(5, name="b"), keras.layers.Dense(3)])
+    with pytest.raises(BadInput, match=r"hints: expected outputs with positions for the loss 'attention', received \(4,\) of 'a'; take 'hint'"):
+        Hints(student, teacher, [("a", "b")], "attention")
 
 
 def test_a_layer_of_a_nested_teacher_gives_a_hint():

@@ -507,6 +507,25 @@ def test_an_interval_below_zero_comes_back_by_gradient_descent(quantizer, start)
     assert (descend(quantizer, x, start, rate) > 0.1).all()
 
 
+@pytest.mark.parametrize("dtype", [tf.bfloat16, tf.float16])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_an_interval_below_zero_has_a_gradient_in_half_precision_too(dtype, bits):
+    """In float16 a grid of 1e-8 would be zeros."""
+    x, interval = tf.constant(np.abs(noise(18, (8, 6))) + 0.01), tf.Variable(-0.01)
+    quantizer = Interval(bits).for_tensor("unsigned")
+    for inputs in (x, tf.cast(x, dtype)):
+        with tf.GradientTape() as tape:
+            total = tf.reduce_sum(tf.cast(quantizer(inputs, True, {"interval": interval}), tf.float32))
+        np.testing.assert_allclose(tape.gradient(total, interval), 48.0, rtol=0.01)  # 1 of each value, all of which are clipped
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_a_scaled_gradient_leaves_the_step_as_it_is_to_the_bit(scaled):
+    for interval in np.random.default_rng(19).uniform(0.01, 3, 100).astype(np.float32):
+        variables, quantizer = {"interval": tf.Variable(interval)}, Interval(4, gradient_scale=scaled)
+        np.testing.assert_array_equal(quantizer.trained_step(tf.zeros((5, 2)), variables, 100), quantizer.step(tf.zeros((5, 2)), variables))
+
+
 @pytest.mark.parametrize("learned", [True, False])
 def test_an_interval_is_trained_only_where_it_is_learned(learned):
     variables = Interval(8, learned=learned).build(tf.TensorShape((2, 3)), "activation", keras.layers.Layer())

@@ -87,6 +87,13 @@ def test_quantizers_beside_strided_depthwise_convolutions_stay_float32_with_them
     assert sum(isinstance(layer, QuantizedActivation) and layer.compute_dtype == "float32" for layer in layers) >= 2 * len(wide)
 
 
+def test_what_is_right_before_the_last_layer_is_quantized_in_float32():
+    """In 16 bits the error of each of a grid's values is always the same, and no BatchNorm follows in which it does not matter."""
+    model = scheme.quantize(models.build("resnet8", (16, 16, 3), 5), scheme.Scheme(Interval(4), Interval(4)))
+    ends = {"stage3_block1_2_bn_out", "stage3_block1_s_bn_out", "stage3_block1_add", "stage3_block1_relu_out", "pool", "pool_out", "logits", "logits_out"}
+    assert float32_layers(recast(model, "mixed_bfloat16")) == ends
+
+
 class Gate(L.Layer):
     """Keras casts its first argument only."""
 
