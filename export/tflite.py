@@ -4,6 +4,7 @@ python -m export.tflite --run=runs/digits
 """
 
 import dataclasses
+import hashlib
 import io
 import pathlib
 import sys
@@ -146,6 +147,7 @@ class Export:
                 "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1], "type": self.io},
                 "census": {container: flatfile.census(file) for container, file in files.items()},
                 "oldest_litert": {container: runtime.oldest(file) for container, file in files.items()},
+                "sha256": {container: hashlib.sha256(file).hexdigest() for container, file in files.items()},
                 "versions": card.versions(),
             },
             student,

@@ -67,7 +67,7 @@ def check_logits(model, argument):
     for call in graph.calls(model):
         layer = getattr(call.layer, "layer", call.layer)
         operator = getattr(layer, "symbol", "").rpartition(".")[2] in ("softmax", "sigmoid")
-        says = operator or isinstance(layer, L.Softmax) or getattr(layer, "activation", None) in PROBABILITIES
+        says = operator or isinstance(layer, L.Softmax) or any(getattr(layer, name, None) in PROBABILITIES for name in ("activation", "function"))
         if says and any(map(_ends, call.outputs)):
             raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
 

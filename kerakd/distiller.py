@@ -128,10 +128,12 @@ class Distiller(keras.Model):
         self._panel.check(mode, chosen)
         if self.compiled and chosen.teacher_learns and self.teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
-        self.mode_name, self.mode = mode, chosen
         asked_hard, asked_soft = self._weights_asked if chosen.teacher else (None, None)
+        soft = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
+        if soft and self.student.output_shape[-1] == 1:
+            raise BadInput("student: expected a logit for each of two or more classes beside a teacher, received 1, whose softmax is 1 whatever it is")
+        self.mode_name, self.mode, self._soft_weight = mode, chosen, soft
         self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
-        self._soft_weight = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
         if self.train_function is not None:  # traced anew, also within a fit, from a callback: the step of another mode is another graph
             self.make_train_function(force=True)
 
@@ -194,12 +196,14 @@ class Distiller(keras.Model):
             loss: of labels and student logits; None is softmax cross-entropy with integer labels.
             teacher_optimizer: needed in modes in which the teacher learns.
             weight_interval_optimizer, activation_interval_optimizer: for the learned intervals of kernels and of
-                activations (QKD has three learning rates); None leaves them to `optimizer`. Each is given a loss scale of its own
+                activations (QKD has three learning rates); None leaves them to `optimizer`. Keras's callbacks that set a learning rate,
+                as LearningRateScheduler, set that of `optimizer` alone: give the others, and the teacher's, a schedule. Each is given a loss scale of its own
                 where layers compute in float16 (a Keras policy of the networks).
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a loss of probabilities, a missing teacher_optimizer, kernels that can't be damped or frozen, jit_compile with a teacher_cache.
+        Raises: BadInput for a loss of probabilities, one logit without a loss of its own, a missing teacher_optimizer,
+            kernels that can't be damped or frozen, jit_compile with a teacher_cache.
         """
         for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
@@ -210,6 +214,8 @@ class Distiller(keras.Model):
         if teacher_optimizer is not None and not isinstance(teacher_optimizer, str) and any(one is teacher_optimizer for one in (optimizer, *others)):
             raise BadInput("teacher_optimizer: expected one of its own, received that of the student; make another")
         check_loss(loss)
+        if loss is None and self.student.output_shape[-1] == 1:
+            raise BadInput("loss: expected one for a student of one logit, received none; give tf_keras.losses.BinaryCrossentropy(from_logits=True)")
         if self.mode.teacher_learns and teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:

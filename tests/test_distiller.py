@@ -747,6 +747,10 @@ def keras_3_net():
         (lambda: {"student": ends_in_softmax(False), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
         (lambda: {"student": ends_in_softmax(True), "mode": "alone"}, "student: expected logits, received probabilities: 'out' ends in softmax"),
         (lambda: {"student": net(1), "teacher": ends_in_softmax(False)}, "teacher: expected logits, received probabilities"),
+        (
+            lambda: {"student": net(1), "teacher": keras.Sequential([keras.Input((6,)), L.Dense(3), L.Lambda(tf.nn.softmax)])},
+            "teacher: expected logits, received probabilities",
+        ),
         (lambda: {"student": net(1)}, "teacher: expected a model in mode 'trained_teacher', received none"),
         (lambda: {"student": net(1), "teacher": [net(2), net(3)], "mode": "co_study"}, "teacher: expected one in mode 'co_study'.*received 2"),
         (lambda: {"student": net(1), "mode": "tutoring"}, "mode: expected one of alone, joint, .* received 'tutoring'"),
@@ -974,3 +978,13 @@ def test_a_step_is_traced_once(kind, mode):
     assert len(traces) == 1 and 0 <= history["accuracy"][1] <= 1
     model.fit(*labelled(kind), batch_size=None if kind in ("dataset", "weighted") else 16, verbose=0)
     assert len(traces) == 1
+
+
+def test_one_logit_has_nothing_to_learn_from_a_soft_loss_and_needs_a_loss_of_its_own():
+    with pytest.raises(BadInput, match="student: expected a logit for each of two or more classes beside a teacher, received 1"):
+        Distiller(student=net(1, classes=1), teacher=net(2, classes=1))
+    model = Distiller(student=net(1, classes=1), mode="alone")
+    with pytest.raises(BadInput, match="loss: expected one for a student of one logit, received none"):
+        model.compile()
+    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    assert model.fit(X, np.float32(Y == 1), verbose=0).history["loss"][0] > 0

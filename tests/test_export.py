@@ -1,6 +1,7 @@
 """The export program as a process: two files with proof and card, nothing overwritten, nothing half written, nothing that is not proved."""
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -122,6 +123,8 @@ def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, ima
     directory, _, _ = exported
     text, made = (directory / "student.md").read_text(), json.loads((directory / "student.json").read_text())
     assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1], "type": "float32"}
+    files = {"int8": "student.tflite", "int4": "student.int4.tflite"}
+    assert made["sha256"] == {container: hashlib.sha256((directory / file).read_bytes()).hexdigest() for container, file in files.items()}
     assert "logits; the class is the largest: 0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(directory)

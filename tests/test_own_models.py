@@ -317,12 +317,22 @@ def test_a_layer_around_an_exact_one_is_not_taken_for_it():
     assert [finding.layer for finding in kerakd.lint(student)] == ["each"]
 
 
+def test_what_a_copied_model_gives_by_name_stays_float_too():
+    """As attention's second input: the converter gave its float kernels integers to read, and no runtime took the file."""
+    rows = L.Reshape((64, 8))
+    student = calibrated(net(lambda x: L.MultiHeadAttention(2, 4)(rows(y := conv(x, activation="relu")), L.Reshape((64, 8))(y)), SHAPE))
+    for made in (student, keras.models.clone_model(student)):
+        made.set_weights(student.get_weights())
+        assert kerakd.verify(made, kerakd.to_tflite(made), IMAGES).logits_equal > 0.9
+
+
 def test_images_of_any_size_train_and_are_refused_by_the_file():
     student = calibrated(net(lambda x: L.GlobalAveragePooling2D()(conv(x, activation="relu")), (None, None, 8)))
     assert student(IMAGES[:, :5]).shape == (24, 5)
     assert [str(finding).split(";")[0] for finding in kerakd.lint(student)] == [f"{student.name}: images of any size, (None, None, 8), where a file has one"]
-    with pytest.raises(BadInput, match="expected images of one size, received .None, None, 8."):
-        kerakd.to_tflite(student)
+    for refuses in (kerakd.to_tflite, kerakd.settle):
+        with pytest.raises(BadInput, match="expected images of one size, received .None, None, 8."):
+            refuses(student)
 
 
 def test_logits_may_be_joined_and_named():

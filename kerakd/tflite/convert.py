@@ -39,8 +39,6 @@ def to_tflite(model, container="int8", io="float32"):
     graph.check_functional(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise BadInput(f"model: expected one input and one output, received {len(model.inputs)} and {len(model.outputs)}; export a model for each")
-    if None in model.inputs[0].shape[1:]:
-        raise BadInput(f"model: expected images of one size, received {tuple(model.inputs[0].shape[1:])}; build it with the size that it is to have")
     folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
     wrong = [found.name for found in flatfile.matches(data, folded.linears) if not found.equal]
@@ -67,7 +65,8 @@ def _convert(model, folded, io):
             return _in_float32(layer)(*args, **kwargs)
         traced = tf.compat.v1.get_default_graph()
         before = len(traced.get_operations())
-        outputs = _in_float32(layer)(*tf.nest.map_structure(_kept_float, args), **kwargs)
+        args, kwargs = tf.nest.map_structure(_kept_float, (args, kwargs))  # a copied model gives all but the first by name
+        outputs = _in_float32(layer)(*args, **kwargs)
         averages = any(operation.type in AVERAGES for operation in traced.get_operations()[before:])
         return tf.nest.map_structure(_kept_float, outputs) if averages else outputs
 

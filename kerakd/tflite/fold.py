@@ -144,6 +144,9 @@ def odd_bound(call):
 
 
 def _check(model, calls):
+    for value in model.inputs:
+        if None in value.shape[1:]:
+            raise BadInput(f"model: expected images of one size, received {tuple(value.shape[1:])}; build it with the size that it is to have")
     for call in calls:
         if isinstance(call.layer, STEPS) and not call.once:
             name = call.layer.name
