@@ -61,7 +61,7 @@ class Networks:
         if c.dampening or c.freeze or c.watch:
             oscillation.check(student, held=bool(c.dampening or c.freeze))
         if c.batchnorm_batches and not batchnorm.norms(student):
-            raise BadInput("--batchnorm_batches: expected a student with BatchNorms, received one without; leave it away")
+            print("kerakd: --batchnorm_batches does nothing for a student without BatchNorms", file=sys.stderr)
         twice = batchnorm.called_twice(student) if c.batchnorm_batches else []
         if twice:
             raise BadInput(f"--batchnorm_batches: expected a student whose BatchNorms are called once, received {', '.join(twice)} called twice; leave it away")
