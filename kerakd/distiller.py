@@ -130,8 +130,11 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
         asked_hard, asked_soft = self._weights_asked if chosen.teacher else (None, None)
         soft = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
-        if soft and self.student.output_shape[-1] == 1:
-            raise BadInput("student: expected a logit for each of two or more classes beside a teacher, received 1, whose softmax is 1 whatever it is")
+        if soft and self.student.output_shape[-1] == 1 and self._soft.loss in losses.OF_PROBABILITIES:
+            raise BadInput(
+                "student: expected two or more logits for this soft_loss, received 1, whose softmax is 1 whatever it is; give one for each class, "
+                'or soft_loss="logit_mse"'
+            )
         self.mode_name, self.mode, self._soft_weight = mode, chosen, soft
         self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
         if self.train_function is not None:  # traced anew, also within a fit, from a callback: the step of another mode is another graph

@@ -130,4 +130,5 @@ BY_NAME = {
     "dkd": dkd,
 }
 WITH_LABELS = frozenset({dkd})
+OF_PROBABILITIES = [loss for name, loss in BY_NAME.items() if name != "logit_mse"]  # those that take a softmax over the classes
 FEATURES = {"hint": hint, "attention": attention}
