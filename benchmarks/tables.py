@@ -18,7 +18,7 @@ First and last layer have 8 bits. All rows train in mixed bfloat16 and share [co
 Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of
 twice the width, for ten, where the papers train for 100 and more: 100 of each of these runs would take two cores ten days. So the float student is
 well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. One float student trained for a
-hundred epochs, `float_100`: the students of the last table start from it and are taught by it, for six more. ResNet-56 as the teacher was not
+hundred epochs, `float_100`: the students of the last table start from it, for six more, alone or taught by it. ResNet-56 as the teacher was not
 tried. Two seeds hardly say how far seeds lie apart. Rows that start from a kept network start from the same one in every seed, and all rows
 under the trained teacher have the same: their seeds are of the order of the images and of their views alone, and say less than seeds of whole
 trainings would. Nothing was chosen on images of its own: rates, T and

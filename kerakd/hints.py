@@ -16,7 +16,7 @@ class Hints:
         loss: a key of losses.FEATURES. "hint" compares values: a 1x1 convolution, which learns, brings the student's channels
             to the teacher's. "attention" compares where the energy is: only the sizes of the images have to agree.
         weight: of all pairs together.
-    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ, a teacher that is not made of layers alone.
+    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ or have no positions to attend to, a teacher that is not made of layers alone.
 
     Attributes `student` and `teacher` are the same networks, answering [logits, the layers' outputs ...].
     """

@@ -12,6 +12,7 @@ from kerakd.calibration import calibrate
 from kerakd.carry import Carry
 from kerakd.distiller import Distiller
 from kerakd.quantizers import Interval, Pact, Ternary
+from kerakd.recast import recast
 
 L = keras.layers
 X = np.random.default_rng(0).normal(size=(8, 16, 16, 3)).astype(np.float32)
@@ -90,6 +91,16 @@ def test_the_gradients_are_those_of_the_large_tensors(name, scaled):
     largest = max(float(tf.abs(g)) for v, g in zip(model.trainable_variables, plain, strict=True) if "activation_interval" in v.name)
     for variable, a, b in zip(model.trainable_variables, plain, carried, strict=True):
         np.testing.assert_allclose(b, a, rtol=1e-3, atol=1e-4 * largest if "interval" in variable.name else 1e-6, err_msg=variable.name)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16", "mixed_float16"])
+def test_steps_are_those_that_the_quantizers_compute_with_where_an_interval_is_below_zero(policy):
+    model = recast(student(branches()), policy)
+    carry = Carry(model)
+    assert carry.readers and carry.norms
+    for layer, step, _ in [*carry.readers, *carry.norms]:
+        layer.quantizer_variables["interval"].assign(-0.01)
+        assert float(step()) == float(layer.quantizer.step(tf.zeros((), layer.compute_dtype), layer.quantizer_variables))
 
 
 def test_a_tensor_that_a_hint_reads_is_not_carried():

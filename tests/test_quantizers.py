@@ -519,11 +519,10 @@ def test_an_interval_below_zero_has_a_gradient_in_half_precision_too(dtype, bits
         np.testing.assert_allclose(tape.gradient(total, interval), 48.0, rtol=0.01)  # 1 of each value, all of which are clipped
 
 
-@pytest.mark.parametrize("scaled", [True, False])
-def test_a_scaled_gradient_leaves_the_step_as_it_is_to_the_bit(scaled):
+def test_a_scaled_gradient_leaves_the_step_as_it_is_to_the_bit():
     for interval in np.random.default_rng(19).uniform(0.01, 3, 100).astype(np.float32):
-        variables, quantizer = {"interval": tf.Variable(interval)}, Interval(4, gradient_scale=scaled)
-        np.testing.assert_array_equal(quantizer.trained_step(tf.zeros((5, 2)), variables, 100), quantizer.step(tf.zeros((5, 2)), variables))
+        variables, quantizer = {"interval": tf.Variable(interval)}, Interval(4, gradient_scale=True)
+        np.testing.assert_array_equal(quantizer.trained_step(tf.zeros((5, 2)), variables, 7), quantizer.step(tf.zeros((5, 2)), variables))
 
 
 @pytest.mark.parametrize("learned", [True, False])
