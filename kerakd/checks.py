@@ -75,20 +75,34 @@ def check_logits(model, argument):
 def check_loss(loss):
     """Raises BadInput for a loss, as `compile` takes it, that would read logits as probabilities: Keras's divergence, its cross-entropies unless told."""
     for one in tf.nest.flatten(loss):
-        function = keras.losses.get(one) if isinstance(one, str) else one
-        if isinstance(function, keras.losses.Loss):
-            from_logits = False if isinstance(function, keras.losses.KLDivergence) else function.get_config().get("from_logits")
-        elif function is keras.losses.kl_divergence:
-            from_logits = False
-        else:
-            asked = inspect.signature(function).parameters.get("from_logits") if callable(function) else None
-            from_logits = None if asked is None else asked.default
-        if from_logits is False:
-            received = repr(one) if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
-            raise BadInput(
-                f"loss: expected one of logits, received {received}, which takes probabilities; give "
-                "tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True) or another with from_logits=True, or none for that one"
-            )
+        if _takes_probabilities(keras.losses.get(one) if isinstance(one, str) else one):
+            _refuse_probabilities("loss", one, "losses", ", or none for that one")
+
+
+def check_metrics(metrics):
+    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, AUC unless told."""
+    for one in tf.nest.flatten(metrics):
+        named = isinstance(one, str)
+        if (named and one in ("crossentropy", "ce")) or _takes_probabilities(keras.metrics.get(one) if named else one):
+            _refuse_probabilities("metrics", one, "metrics", "")
+
+
+def _takes_probabilities(one):
+    """Whether a loss or metric, an object or a function, reads what it is given as probabilities, as far as it says so."""
+    if isinstance(one, (keras.losses.KLDivergence, keras.metrics.KLDivergence)) or one is keras.losses.kl_divergence:
+        return True
+    if isinstance(one, (keras.losses.Loss, keras.metrics.Metric)):
+        return one.get_config().get("from_logits") is False
+    asked = inspect.signature(one).parameters.get("from_logits") if callable(one) else None
+    return asked is not None and asked.default is False
+
+
+def _refuse_probabilities(argument, one, module, otherwise):
+    received = repr(one) if isinstance(one, str) else getattr(one, "__name__", type(one).__name__)
+    raise BadInput(
+        f"{argument}: expected one of logits, received {received}, which takes probabilities; give "
+        f"tf_keras.{module}.SparseCategoricalCrossentropy(from_logits=True) or another with from_logits=True{otherwise}"
+    )
 
 
 def _ends(value):

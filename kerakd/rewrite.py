@@ -17,26 +17,28 @@ L = keras.layers
 
 
 def simplify(model):
-    """A flat copy of a functional model, without its weights, and where each layer of the copy has its weights from.
+    """A flat copy of a functional model, without its weights, and which weights of the model each layer of the copy has.
 
     * Nested models come out flat; a name that is taken already gets a number.
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6, tf.nn.max_pool2d) become layers, where there is one.
-    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a mean or average pooling of a row one of such an image.
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a DepthwiseConv1D and a mean or average pooling of a row
+      one of such an image. A separable convolution becomes a depthwise one, NAME_depthwise, and a pointwise one that keeps its name.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 
     Args:
         model: a functional or built Sequential tf_keras model; it is not touched.
-    Returns: (functional tf_keras model, {name of its layer: layer of `model`}); layers without weights may be missing.
+    Returns: (functional tf_keras model, {name of its layer: variables of `model`, in the order of the layer's own and of its shapes but for
+        axes of length 1}); layers without weights may be missing.
     """
     copier = _Copier()
     return graph.rebuild(model, copier.copy), copier.sources
 
 
 class _Copier:
-    """The copies made so far: `made` by id of the source, `sources` by name of the copy.
+    """The copies made so far: `made` by id of the source, `sources`, the variables of the source, by name of the copy.
 
     affine: {id of a Rescaling's output: (its input, scale, offset)}. clipped: {id of a ReLU's output: (its input, bound)}.
     lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}.
@@ -67,7 +69,24 @@ class _Copier:
         if id(layer) not in self.made:
             clone = graph.clone_layer(layer, name=self.name(layer.name), **changes)
             self.made[id(layer)] = clone
-            self.sources[clone.name] = layer
+            self.sources[clone.name] = layer.weights
+        return self.made[id(layer)]
+
+    def convolutions(self, layer):
+        """The convolutions of images that one of rows, or a separable one, is made of, once for all of its calls; the last has its name."""
+        if id(layer) not in self.made:
+            config, name = layer.get_config(), self.name(layer.name)
+            if len(layer.kernel_size) == 1:
+                config |= {key: (1, *config[key]) for key in ("kernel_size", "dilation_rate")}
+                config["strides"] = config["strides"] * 2  # equal ones, which a depthwise convolution asks for; one row stays one
+            if isinstance(layer, (L.SeparableConv1D, L.SeparableConv2D)):
+                depthwise = L.DepthwiseConv2D.from_config(_depthwise_part(config) | {"name": self.name(f"{name}_depthwise")})
+                parts = {depthwise: layer.weights[:1], L.Conv2D.from_config(_pointwise_part(config) | {"name": name}): layer.weights[1:]}
+            else:
+                cls = L.Conv2D if isinstance(layer, L.Conv1D) else L.DepthwiseConv2D
+                parts = {cls.from_config(config | {"activation": None, "name": name}): layer.weights}
+            self.made[id(layer)] = list(parts)
+            self.sources |= {part.name: weights for part, weights in parts.items()}
         return self.made[id(layer)]
 
     def rescale(self, x, name, scale, offset):
@@ -163,18 +182,32 @@ def _activated(copier, outputs, layer):
     return copier.new(L.Activation, name, layer.activation)(outputs) if activated is None else activated
 
 
-def _convolution_1d(copier, layer, args, kwargs):
-    """A Conv1D, as a Conv2D on a row of an image of height 1."""
-    if layer.padding == "causal" or len(args[0].shape) != 3 or layer.data_format != "channels_last":
+def _convolution(copier, layer, args, kwargs):
+    """One of rows as one of images of height 1, a separable one as a depthwise one without activation and a pointwise one behind it."""
+    (x,) = args
+    of_rows = len(layer.kernel_size) == 1
+    if layer.padding == "causal" or len(x.shape) != len(layer.kernel_size) + 2 or layer.data_format != "channels_last":
         return _split_activation(copier, layer, args, kwargs)
     _check_activation(layer)
-    image = copier.lift(args[0], layer.name)
-    if id(layer) not in copier.made:
-        both = {key: (1, *getattr(layer, key)) for key in ("kernel_size", "strides", "dilation_rate")}
-        config = {**layer.get_config(), **both, "activation": None, "name": copier.name(layer.name)}
-        copier.made[id(layer)] = L.Conv2D.from_config(config)
-        copier.sources[config["name"]] = layer
-    return _activated(copier, copier.lower(copier.made[id(layer)](image), layer.name), layer)
+    y = copier.lift(x, layer.name) if of_rows else x
+    for part in copier.convolutions(layer):
+        y = part(y)
+    return _activated(copier, copier.lower(y, layer.name) if of_rows else y, layer)
+
+
+def _depthwise_part(config):
+    """Of a separable convolution's configuration that of its depthwise one."""
+    kept = ("trainable", "dtype", "data_format", "kernel_size", "strides", "padding", "dilation_rate", "depth_multiplier")
+    return {key: config[key] for key in (*kept, *(f"depthwise_{what}" for what in _OF_KERNELS))} | {"use_bias": False}
+
+
+def _pointwise_part(config):
+    """Of a separable convolution's configuration that of its pointwise one."""
+    kept = ("trainable", "dtype", "data_format", "filters", "use_bias", *(f"bias_{what}" for what in _OF_KERNELS))
+    return {key: config[key] for key in kept} | {f"kernel_{what}": config[f"pointwise_{what}"] for what in _OF_KERNELS} | {"kernel_size": 1}
+
+
+_OF_KERNELS = ("initializer", "regularizer", "constraint")
 
 
 def _batch_norm(copier, layer, args, kwargs):
@@ -368,11 +401,9 @@ def _pooling(copier, layer, args, kwargs):
 
 # of these alone: a subclass may be built otherwise, and stays as it is
 _OF_TYPE = {
-    L.Conv1D: _convolution_1d,
     L.BatchNormalization: _batch_norm,
-    **dict.fromkeys(
-        (StandardizedConv2D, L.Conv2D, L.Conv3D, L.SeparableConv1D, L.SeparableConv2D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense), _split_activation
-    ),
+    **dict.fromkeys((L.Conv1D, L.DepthwiseConv1D, L.SeparableConv1D, L.SeparableConv2D), _convolution),
+    **dict.fromkeys((StandardizedConv2D, L.Conv2D, L.Conv3D, L.DepthwiseConv2D, L.Conv2DTranspose, L.Dense), _split_activation),
 }
 _RULES = {
     L.AveragePooling2D: _pooling,

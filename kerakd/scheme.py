@@ -170,6 +170,6 @@ def quantize(model, scheme):
     student = graph.rebuild(simple, attach, on_input)
     for name, (clone, _) in made.items():
         if name in sources:
-            clone.set_weights([np.reshape(value, v.shape) for value, v in zip(sources[name].get_weights(), clone.weights, strict=True)])
+            clone.set_weights([np.reshape(value, v.shape) for value, v in zip(keras.backend.batch_get_value(sources[name]), clone.weights, strict=True)])
     fit_weight_intervals(student, "max")
     return student

@@ -13,7 +13,7 @@ with quiet.native_chatter_off():
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd import commandline
+    from kerakd import commandline, halfspeed
     from kerakd import config as config_module
     from kerakd.devices import NAMES as DEVICES
     from kerakd.devices import devices, lost
@@ -62,6 +62,9 @@ def main():
     tf.random.set_global_generator(tf.random.Generator.from_seed(config.seed))  # keras_cv's layers draw from it
     if config.augment:
         print("kerakd: --augment draws from streams: the same flags give the same run, but one that was resumed sees other views", file=sys.stderr)
+    if config.mixed_precision and chief and where["distribute"] != "tpu":  # which has them
+        slow = halfspeed.warning(config.mixed_precision, halfspeed.times_as_long(config.mixed_precision))
+        print(slow, end="\n" if slow else "", file=sys.stderr)
     directory, claimed = RunDirectory(where["workdir"], own=chief), False
     try:
         if chief:

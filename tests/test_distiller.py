@@ -628,6 +628,27 @@ def test_a_loss_that_would_read_logits_as_probabilities_is_refused(loss):
 
 
 @pytest.mark.parametrize(
+    "metric",
+    [
+        *("sparse_categorical_crossentropy", "ce", keras.metrics.categorical_crossentropy),
+        *(keras.metrics.SparseCategoricalCrossentropy(), keras.metrics.KLDivergence(), keras.metrics.AUC()),
+    ],
+    ids=lambda metric: metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
+)
+@pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
+def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metric):
+    with pytest.raises(BadInput, match="metrics: expected one of logits, received .*, which takes probabilities; give tf_keras.metrics.*from_logits=True"):
+        Distiller(student=net(1), mode="alone").compile("adam", **{kind: ["accuracy", metric]})
+
+
+def test_metrics_of_logits_are_taken():
+    model = Distiller(student=net(1), mode="alone")
+    model.compile("adam", metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=True), keras.metrics.SparseTopKCategoricalAccuracy(2)])
+    history = model.fit(X, Y, verbose=0).history
+    assert history["sparse_categorical_crossentropy"] == [pytest.approx(history["hard_loss"][0], rel=1e-4)]
+
+
+@pytest.mark.parametrize(
     "loss",
     [
         None,

@@ -99,6 +99,22 @@ def conv_1d():
     return sequential(*first, L.Conv1D(16, 3, padding="same", activation="relu"), L.Flatten(), shape=(64, 10))
 
 
+def separable():
+    """Separable convolutions with a shortcut around them, as tutorials have them."""
+    inputs = keras.Input((16, 16, 3))
+    x = before = L.ReLU()(L.BatchNormalization()(L.Conv2D(8, 3, strides=2, padding="same")(L.Rescaling(1 / 255)(inputs))))
+    for _ in range(2):
+        x = L.BatchNormalization()(L.SeparableConv2D(16, 3, padding="same", use_bias=False)(L.ReLU()(x)))
+    x = L.Add()([L.MaxPooling2D(3, strides=2, padding="same")(x), L.Conv2D(16, 1, strides=2, padding="same")(before)])
+    x = L.SeparableConv2D(16, 3, depth_multiplier=2, activation="relu")(x)
+    return keras.Model(inputs, L.Dense(CLASSES)(L.Dropout(0.2)(L.GlobalAveragePooling2D()(x))))
+
+
+def separable_rows():
+    first = (L.SeparableConv1D(8, 5, 2, use_bias=False), L.BatchNormalization(), L.ReLU(), L.DepthwiseConv1D(3, 2), L.BatchNormalization(), L.ReLU(6.0))
+    return sequential(*first, L.SeparableConv1D(16, 3, padding="same", activation="relu"), L.GlobalAveragePooling1D(), shape=(64, 10))
+
+
 def layer_norm():
     """A mixer of channels: layers that stay float between layers that are integers."""
     inputs = keras.Input((16, 16, 3))
@@ -155,14 +171,16 @@ NETS = {
     "gated": gated,
     "hard swish by operators": hard_swish_by_operators,
     "conv 1d": conv_1d,
+    "separable": separable,
+    "separable rows": separable_rows,
     "layer norm": layer_norm,
 }
 ELSEWHERE = {"resnet8", "resnet8v2", "resnet18"}  # in test_models.py
 NETS |= {name: zoo(name, 32 if name in ("resnet34", "resnet101", "resnet152") else 16) for name in models.BY_NAME if name not in {*NETS, *ELSEWHERE}}
-PIXELS = ("Keras MobileNetV3Small", "Keras EfficientNetB0", "rescaled", "transfer")  # and keras_cv: these take 0..255
+PIXELS = ("Keras MobileNetV3Small", "Keras EfficientNetB0", "rescaled", "separable", "transfer")  # and keras_cv: these take 0..255
 SCHEMES = {"W4A4": kerakd.Scheme(Interval(4), Interval(4)), "ternary-A8": kerakd.Scheme(Ternary(), Interval(8))}
-FAST = {"rescaled", "padded", "gated", "hard swish by operators", "conv 1d", "layer norm"}  # the others take 5 to 150 s
-CHEAP = FAST - {"gated", "layer norm"}
+FAST = {"rescaled", "padded", "gated", "hard swish by operators", "conv 1d", "separable", "separable rows", "layer norm"}  # the others take 5 to 150 s
+CHEAP = FAST - {"gated", "separable", "layer norm"}
 CASES = [
     pytest.param(net, scheme, id=f"{net} {scheme}", marks=[] if net in (FAST if scheme == "W4A4" else CHEAP) else [pytest.mark.slow])
     for net in NETS

@@ -16,6 +16,7 @@ from PIL import Image
 from kerakd import evaluate, networks, train, training
 from kerakd.config import Config
 from kerakd.errors import BadInput
+from kerakd.halfspeed import TOO_SLOW, times_as_long
 from kerakd.rundir import RunDirectory
 from kerakd.tflite import to_tflite
 
@@ -300,7 +301,11 @@ def test_a_student_that_became_unfit_for_a_file_is_kept_as_it_was_trained(traine
 def test_several_steps_an_execution_xla_and_half_precision_train_the_same(nets, trained, tmp_path, extra):
     flags = f"--teacher={nets / 'teacher.keras'}", "--phase=co_study:2", "--batch_size=128"
     trained(*flags, f"--workdir={tmp_path / 'plain'}")
-    trained(*flags, *extra, f"--workdir={tmp_path / 'other'}")
+    _, err = trained(*flags, *extra, f"--workdir={tmp_path / 'other'}")
+    if extra != ("--mixed_precision=bfloat16",):
+        assert "times as long" not in err
+    elif not 1.2 < (ratio := times_as_long("bfloat16")) < 2:  # else it is told now and then
+        assert ("a convolution takes " in err) == (ratio > TOO_SLOW)
     plain, other = (RunDirectory(tmp_path / name).metrics() for name in ("plain", "other"))
     assert [row["epoch"] for row in other] == [0, 1]
     for a, b in zip(plain, other, strict=True):
