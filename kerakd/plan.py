@@ -28,7 +28,8 @@ class Plan:
     narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
     lines: for each call whether it is a ReLU of a tensor that is on a grid of its own, which integers move by a multiplication by 1.
     input: the quantizer of the model's inputs, or None.
-    inexact: names of the layers for which a file is not promised to be exact; where activations stay float, of those whose kernels do too unasked.
+    unknown: {name: class} of the layers with a kernel that no scheme quantizes.
+    inexact: names of the other layers for which a file is not promised to be exact; none where activations stay float.
     """
 
     kernels: list
@@ -37,6 +38,7 @@ class Plan:
     narrowed: list
     lines: list
     input: Quantizer | None
+    unknown: dict
     inexact: list
 
 
@@ -100,9 +102,11 @@ def plan(model, scheme):
     kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
     _check_bounds(calls, outputs, absorbed)
-    inexact = [call.layer.name for call in calls if not is_exact(call.layer) and (scheme.activations is not None or has_kernel(call.layer))]
+    others = {call.layer for call in calls if not is_exact(call.layer)}
+    unknown = {call.layer.name: type(call.layer).__name__ for call in calls if call.layer in others and has_kernel(call.layer)}
+    inexact = [call.layer.name for call in calls if call.layer in others and call.layer.name not in unknown and scheme.activations is not None]
     lines = [output is not None and is_relu(call.layer) and not _is_fused(call) for call, output in zip(calls, outputs, strict=True)]
-    return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), inexact)
+    return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), unknown, inexact)
 
 
 def _is_fused(call):

@@ -111,6 +111,15 @@ def _check_float(model, scheme):
         raise BadInput(f"model: expected finite weights, received NaN or infinity in {wrong!r}; train it again")
 
 
+def _name_floats(plan):
+    """A line for the layers whose kernels no scheme quantizes, and one for those that may stay float in the file."""
+    if plan.unknown:
+        names = ", ".join(f"{name} ({kind})" for name, kind in plan.unknown.items())
+        print(f"kerakd: kernels that stay float, as layers of their kind, or subclasses, are not quantized: {names}", file=sys.stderr)
+    if plan.inexact:
+        print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {', '.join(plan.inexact)}", file=sys.stderr)
+
+
 def quantize(model, scheme):
     """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
 
@@ -129,9 +138,7 @@ def quantize(model, scheme):
     _check_float(model, scheme)
     simple, sources = simplify(model)
     todo = plan(simple, scheme)
-    if todo.inexact:
-        names = ", ".join(todo.inexact)
-        print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {names}", file=sys.stderr)
+    _name_floats(todo)
     taken = {layer.name for layer in simple.layers}
     made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, todo.lines, strict=True))
     narrow = {}
