@@ -60,14 +60,14 @@ class _Copier:
 
     def copy(self, layer, args, kwargs):
         """Symbolic outputs that stand for layer(*args, **kwargs)."""
-        rule = _OF_TYPE.get(type(layer)) or next((rule for cls, rule in _RULES.items() if computes(layer, cls)), None)
+        rule = _OF_TYPE.get(_kind(layer)) or next((rule for cls, rule in _RULES.items() if computes(layer, cls)), None)
         outputs = rule(self, layer, args, kwargs) if rule else None
         return self.clone(layer)(*args, **kwargs) if outputs is None else outputs
 
     def clone(self, layer, **changes):
         """One clone for each layer, however often it is called."""
         if id(layer) not in self.made:
-            clone = graph.clone_layer(layer, name=self.name(layer.name), **changes)
+            clone = graph.clone_layer(layer, _kind(layer), name=self.name(layer.name), **changes)
             self.made[id(layer)] = clone
             self.sources[clone.name] = layer.weights
         return self.made[id(layer)]
@@ -146,6 +146,24 @@ class _Copier:
         if function is keras.activations.hard_sigmoid:
             return self.relu(self.rescale(x, f"{name}_line", 0.2, 0.5), name, 1.0)
         return None
+
+
+def _kind(layer):
+    """Its class; of a subclass that changes nothing of one of _OF_TYPE but what it is built with, at most with methods beside, that one."""
+    own = type(layer)
+    base = next((cls for cls in own.__mro__ if cls in _OF_TYPE), own)
+    if base is own:
+        return own
+    found = inspect.getattr_static
+    changed = {name for name in dir(base) if found(own, name) is not found(base, name)}
+    properties = [one for cls in own.__mro__ if cls not in base.__mro__ for one in vars(cls).values() if isinstance(one, property)]  # a kernel, say
+    return base if changed <= _OF_NO_ACCOUNT and not properties else own
+
+
+_OF_NO_ACCOUNT = {
+    *("__init__", "get_config", "from_config", "__module__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__slots__"),
+    *("__abstractmethods__", "_abc_impl", "_keras_api_names", "_keras_api_names_v1"),
+}
 
 
 def _holds_input(x):
@@ -399,7 +417,7 @@ def _pooling(copier, layer, args, kwargs):
     return graph.clone_layer(layer, name=copier.name(layer.name))(*args, **kwargs)
 
 
-# of these alone: a subclass may be built otherwise, and stays as it is
+# of these, and subclasses that change nothing of them: another may be built or called otherwise, and stays as it is
 _OF_TYPE = {
     L.BatchNormalization: _batch_norm,
     **dict.fromkeys((L.Conv1D, L.DepthwiseConv1D, L.SeparableConv1D, L.SeparableConv2D), _convolution),

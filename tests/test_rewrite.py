@@ -344,6 +344,51 @@ def test_a_subclass_may_compute_something_else_and_stays():
     assert [type(copy.get_layer(name)) for name in ("up", "doubled")] == [L.Conv1DTranspose, Doubled]
 
 
+class Same(L.Conv2D):
+    """What it is built with is its own, and so are methods that a Conv2D has not."""
+
+    bias_at_first: float = 0.5
+
+    def __init__(self, filters, size=3, **kwargs):
+        super().__init__(filters, size, **{"padding": "same", "bias_initializer": keras.initializers.Constant(self.bias_at_first), **kwargs})
+
+    def get_config(self):
+        return {"filters": self.filters, "size": self.kernel_size, "name": self.name}
+
+    def describe(self):
+        return f"{self.filters} filters"
+
+
+def changed(**body):
+    return type("Changed", (Same,), body)
+
+
+@pytest.mark.parametrize("layer", [Same, changed(__doc__="Another."), type("SameDense", (L.Dense,), {}), type("SameSeparable", (L.SeparableConv2D,), {})])
+def test_a_subclass_that_changes_nothing_of_how_it_computes_is_its_base(layer):
+    inputs = keras.Input(IMAGE)
+    model = spread(keras.Model(inputs, layer(4, **({"kernel_size": 3} if layer.__name__ == "SameSeparable" else {}))(inputs)))
+    copy = copied(model)
+    assert {type(one) for one in copy.layers} <= {L.InputLayer, L.Conv2D, L.Dense, L.DepthwiseConv2D}
+    assert_same(copy, model, draw(IMAGE))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"call": lambda self, x: 2 * L.Conv2D.call(self, x)},
+        {"build": lambda self, shape: L.Conv2D.build(self, shape)},
+        {"convolution_op": lambda self, x, kernel: L.Conv2D.convolution_op(self, x, 2 * kernel)},
+        {"__call__": lambda self, x: 2 * L.Conv2D.__call__(self, x)},
+        {"kernel": property(lambda self: 2 * self.own, lambda self, value: setattr(self, "own", value))},
+    ],
+    ids=lambda body: next(iter(body)),
+)
+def test_a_subclass_that_changes_something_stays_what_it_is(body):
+    inputs, own = keras.Input(IMAGE), changed(**body)
+    copy, _ = simplify(keras.Model(inputs, own(4, name="own")(inputs)))
+    assert type(copy.get_layer("own")) is own
+
+
 def test_an_activation_without_a_name_of_its_own_and_one_that_is_a_layer():
     inputs = keras.Input((8, 8, 3))
     with pytest.warns(UserWarning, match="includes a `lambda`"):  # Keras's own, which any copy of such a layer brings
