@@ -1,7 +1,6 @@
-"""Imported first by every program, and by nothing on the floors below them: TensorFlow's chatter off, no Keras 3, oneDNN on every CPU.
+"""Imported first by every program, and by nothing on the floors below them: TensorFlow's chatter off, no Keras 3.
 
-`tf.keras` is Keras 2 then, which keras_cv asks for. TensorFlow by itself takes oneDNN's kernels only where a CPU has AVX512-VNNI or newer;
-with AVX2 a training step takes about half the time with them (BUILD.md).
+`tf.keras` is Keras 2 then, which keras_cv asks for.
 """
 
 import os
@@ -11,7 +10,6 @@ from kerakd.chatter import native_chatter_off
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_USE_LEGACY_KERAS", "1")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 __all__ = ["native_chatter_off"]

@@ -543,7 +543,8 @@ def test_in_half_precision_it_trains_nearly_the_same(mode, policy):
     assert {isinstance(one, keras.mixed_precision.LossScaleOptimizer) for one in every} == {half}
     assert {one.iterations.numpy() for one in every} == {6}
     for name, values in losses[0].items():
-        np.testing.assert_allclose(losses[1][name], values, rtol=0.02, atol=1e-3, err_msg=name)
+        one_image = 1.01 / len(X) if name.endswith("accuracy") else 0  # processors without bfloat16 round otherwise, and an image may be at a tie
+        np.testing.assert_allclose(losses[1][name], values, rtol=0.02, atol=max(1e-3, one_image), err_msg=name)
     assert {variable.dtype for variable in student.trainable_variables} == {tf.float32} and student(X).dtype == tf.float32
 
 

@@ -59,11 +59,3 @@ def test_the_program_that_trains_is_imported_by_nobody():
 def test_a_program_loads_no_keras_3_and_finds_it_when_it_needs_it():
     code = "import sys, kerakd.train; assert not {'keras', 'sklearn'} & set(sys.modules); import keras; assert keras.__version__.startswith('3.')"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
-
-
-@pytest.mark.parametrize(("own", "wanted"), [({}, True), ({"TF_ENABLE_ONEDNN_OPTS": "0"}, False)], ids=["as it is", "as the user says"])
-def test_a_program_takes_onednns_kernels_on_every_cpu_unless_told_not_to(own, wanted):
-    code = "import kerakd.train; from tensorflow.python.util._pywrap_util_port import IsMklEnabled; print(IsMklEnabled())"
-    plain = {key: value for key, value in os.environ.items() if key != "TF_ENABLE_ONEDNN_OPTS"}
-    done = subprocess.run([sys.executable, "-c", code], env={**plain, "PYTHONPATH": str(ROOT), **own}, check=True, capture_output=True, text=True)
-    assert done.stdout == f"{wanted}\n"
