@@ -82,4 +82,4 @@ def sees_padding(sides, size, strides, padding):
 
 def has_kernel(layer):
     """Whether it has weights of more than one axis, as any layer that is no mere scale or bias."""
-    return any(weight.shape.rank > 1 for weight in layer.weights)
+    return any(weight.trainable and weight.shape.rank > 1 for weight in layer.weights)

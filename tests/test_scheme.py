@@ -568,6 +568,14 @@ def test_tensors_of_one_concatenation_with_different_quantizers_are_refused(over
         quantize(model, Scheme(Interval(4), Interval(4), overrides=overrides))
 
 
+def test_statistics_of_several_axes_are_no_kernel(capsys):
+    inputs = keras.Input((8, 8, 3))
+    norm = L.Normalization(axis=(1, 2), invert=True, name="norm")
+    norm.adapt(np.ones((2, 8, 8, 3), np.float32))
+    quantize(keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(norm(inputs)))), USUAL)
+    assert capsys.readouterr().err == "kerakd: may stay float in the file, as README does not list their kind as exact there: norm\n"
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("activations", [None, Interval(8)])
 def test_a_kernel_that_stays_float_is_named_with_its_kind_apart_from_other_layers_that_do(activations, frozen, capsys):
