@@ -79,12 +79,21 @@ def check_loss(loss):
             _refuse_probabilities("loss", one, "losses", ", or none for that one")
 
 
-def check_metrics(metrics):
-    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, AUC unless told."""
+def check_metrics(metrics, argument="metrics", one_logit=False):
+    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, and AUC unless told.
+
+    one_logit: whether the student has one: an accuracy by name has its threshold at 0.5 there, which is no logit's.
+    """
     for one in tf.nest.flatten(metrics):
-        named = isinstance(one, str)
-        if (named and one in ("crossentropy", "ce")) or _takes_probabilities(keras.metrics.get(one) if named else one):
-            _refuse_probabilities("metrics", one, "metrics", "")
+        named = one.lower() if isinstance(one, str) else ""
+        if one_logit and (named in ("accuracy", "acc", "binary_accuracy") or one is keras.metrics.binary_accuracy):
+            raise BadInput(
+                f"{argument}: expected an accuracy of logits for a student of one, received {one!r}; give tf_keras.metrics.BinaryAccuracy(threshold=0)"
+            )
+        if named in ("crossentropy", "ce", "kld", "kl_divergence", "kullback_leibler_divergence") or _takes_probabilities(
+            keras.metrics.get(one) if named else one
+        ):
+            _refuse_probabilities(argument, one, "metrics", "")
 
 
 def _takes_probabilities(one):
@@ -92,7 +101,12 @@ def _takes_probabilities(one):
     if isinstance(one, (keras.losses.KLDivergence, keras.metrics.KLDivergence)) or one is keras.losses.kl_divergence:
         return True
     if isinstance(one, (keras.losses.Loss, keras.metrics.Metric)):
-        return one.get_config().get("from_logits") is False
+        try:
+            told = one.get_config().get("from_logits")
+        except NotImplementedError:
+            told = None
+        function = getattr(one, "_fn", getattr(one, "fn", None))  # of a metric, or a loss, that wraps one
+        return told is False if told is not None or function is None else _takes_probabilities(function)
     asked = inspect.signature(one).parameters.get("from_logits") if callable(one) else None
     return asked is not None and asked.default is False
 

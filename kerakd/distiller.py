@@ -205,8 +205,8 @@ class Distiller(keras.Model):
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a loss or metric of probabilities, one logit without a loss of its own, a missing teacher_optimizer,
-            kernels that can't be damped or frozen, jit_compile with a teacher_cache.
+        Raises: BadInput for a loss of probabilities, a cross-entropy, divergence or AUC of such as a metric, one logit without a loss of its own
+            or with an accuracy by name, a missing teacher_optimizer, kernels that can't be damped or frozen, jit_compile with a teacher_cache.
         """
         for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
@@ -217,7 +217,8 @@ class Distiller(keras.Model):
         if teacher_optimizer is not None and not isinstance(teacher_optimizer, str) and any(one is teacher_optimizer for one in (optimizer, *others)):
             raise BadInput("teacher_optimizer: expected one of its own, received that of the student; make another")
         check_loss(loss)
-        check_metrics([metrics, kwargs.get("weighted_metrics")])
+        for argument, given in (("metrics", metrics), ("weighted_metrics", kwargs.get("weighted_metrics"))):
+            check_metrics(given, argument, one_logit=self.student.output_shape[-1] == 1)
         if loss is None and self.student.output_shape[-1] == 1:
             raise BadInput("loss: expected one for a student of one logit, received none; give tf_keras.losses.BinaryCrossentropy(from_logits=True)")
         if self.mode.teacher_learns and teacher_optimizer is None:

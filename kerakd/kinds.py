@@ -82,4 +82,5 @@ def sees_padding(sides, size, strides, padding):
 
 def has_kernel(layer):
     """Whether it has weights of more than one axis, as any layer that is no mere scale or bias."""
-    return any(weight.trainable and weight.shape.rank > 1 for weight in layer.weights)
+    scales = isinstance(layer, (L.PReLU, L.BatchNormalization, *FLOAT))  # of several axes at most
+    return not scales and any(weight.trainable and weight.shape.rank > 1 for weight in layer.weights)

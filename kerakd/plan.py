@@ -103,7 +103,7 @@ def plan(model, scheme):
     absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
     _check_bounds(calls, outputs, absorbed)
     others = {call.layer for call in calls if not is_exact(call.layer)}
-    unknown = {call.layer.name: type(call.layer).__name__ for call in calls if call.layer in others and has_kernel(call.layer)}
+    unknown = {call.layer.name: type(call.layer).__name__ for call in calls if call.layer in others and has_kernel(call.layer) and not kernel_name(call.layer)}
     inexact = [call.layer.name for call in calls if call.layer in others and call.layer.name not in unknown and scheme.activations is not None]
     lines = [output is not None and is_relu(call.layer) and not _is_fused(call) for call, output in zip(calls, outputs, strict=True)]
     return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), unknown, inexact)

@@ -38,14 +38,14 @@ def simplify(model):
 
 
 class _Copier:
-    """The copies made so far: `made` by id of the source, `sources`, the variables of the source, by name of the copy.
+    """The copies made so far: `made` by id of the source, `parts` where it became convolutions of images, `sources`, its variables, by name of the copy.
 
     affine: {id of a Rescaling's output: (its input, scale, offset)}. clipped: {id of a ReLU's output: (its input, bound)}.
     lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}.
     """
 
     def __init__(self):
-        self.made, self.sources, self.taken = {}, {}, set()
+        self.made, self.parts, self.sources, self.taken = {}, {}, {}, set()
         self.affine, self.clipped, self.lifted = {}, {}, {}
 
     def name(self, wanted):
@@ -74,10 +74,11 @@ class _Copier:
 
     def convolutions(self, layer):
         """The convolutions of images that one of rows, or a separable one, is made of, once for all of its calls; the last has its name."""
-        if id(layer) not in self.made:
-            config, name = layer.get_config(), self.name(layer.name)
+        if id(layer) not in self.parts:
+            config, name = _kind(layer).get_config(layer), self.name(layer.name)
             if len(layer.kernel_size) == 1:
                 config |= {key: (1, *config[key]) for key in ("kernel_size", "dilation_rate")}
+                config |= {key: _past_one_axis(config[key]) for key in config if key.endswith("_constraint") and key != "bias_constraint"}
                 config["strides"] = config["strides"] * 2  # equal ones, which a depthwise convolution asks for; one row stays one
             if isinstance(layer, (L.SeparableConv1D, L.SeparableConv2D)):
                 depthwise = L.DepthwiseConv2D.from_config(_depthwise_part(config) | {"name": self.name(f"{name}_depthwise")})
@@ -85,9 +86,9 @@ class _Copier:
             else:
                 cls = L.Conv2D if isinstance(layer, L.Conv1D) else L.DepthwiseConv2D
                 parts = {cls.from_config(config | {"activation": None, "name": name}): layer.weights}
-            self.made[id(layer)] = list(parts)
+            self.parts[id(layer)] = list(parts)
             self.sources |= {part.name: weights for part, weights in parts.items()}
-        return self.made[id(layer)]
+        return self.parts[id(layer)]
 
     def rescale(self, x, name, scale, offset):
         """x * scale + offset; on the output of a rescaling, one rescaling of its input; if it can be, before a ReLU."""
@@ -155,11 +156,14 @@ def _kind(layer):
     if base is own:
         return own
     found = inspect.getattr_static
-    changed = {name for name in dir(base) if found(own, name) is not found(base, name)}
-    properties = [one for cls in own.__mro__ if cls not in base.__mro__ for one in vars(cls).values() if isinstance(one, property)]  # a kernel, say
-    return base if changed <= _OF_NO_ACCOUNT and not properties else own
+    changed = {name for name in dir(base) if found(own, name) is not found(base, name)} - _OF_NO_ACCOUNT
+    replaced = any(inspect.isroutine(found(base, name, None)) for name in vars(layer))  # a method, on the layer itself
+    read = any(hasattr(type(one), "__set__") for cls in own.__mro__ if cls not in base.__mro__ for one in vars(cls).values())  # in its way: a kernel, say
+    more = {id(weight) for weight in layer.weights} - {id(getattr(layer, name, None)) for name in _WEIGHTS}
+    return own if changed or replaced or read or more else base
 
 
+_WEIGHTS = ("kernel", "depthwise_kernel", "pointwise_kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 _OF_NO_ACCOUNT = {
     *("__init__", "get_config", "from_config", "__module__", "__doc__", "__annotations__", "__dict__", "__weakref__", "__slots__"),
     *("__abstractmethods__", "_abc_impl", "_keras_api_names", "_keras_api_names_v1"),
@@ -204,7 +208,10 @@ def _convolution(copier, layer, args, kwargs):
     """One of rows as one of images of height 1, a separable one as a depthwise one without activation and a pointwise one behind it."""
     (x,) = args
     of_rows = len(layer.kernel_size) == 1
-    if layer.padding == "causal" or len(x.shape) != len(layer.kernel_size) + 2 or layer.data_format != "channels_last":
+    as_it_is = layer.padding == "causal" or len(x.shape) != len(layer.kernel_size) + 2 or layer.data_format != "channels_last"
+    if id(layer) in (copier.parts if as_it_is else copier.made):
+        raise BadInput(f"model: expected calls of one layer on tensors of as many axes, received {layer.name!r} on others; make it two layers")
+    if as_it_is:
         return _split_activation(copier, layer, args, kwargs)
     _check_activation(layer)
     y = copier.lift(x, layer.name) if of_rows else x
@@ -226,6 +233,14 @@ def _pointwise_part(config):
 
 
 _OF_KERNELS = ("initializer", "regularizer", "constraint")
+
+
+def _past_one_axis(constraint):
+    """A serialized constraint of a kernel as that of the kernel behind one more axis, the first."""
+    if not isinstance(constraint, dict) or "axis" not in constraint["config"]:
+        return constraint
+    axes = tf.nest.map_structure(lambda axis: axis + (axis >= 0), constraint["config"]["axis"])
+    return {**constraint, "config": {**constraint["config"], "axis": axes}}
 
 
 def _batch_norm(copier, layer, args, kwargs):

@@ -115,7 +115,7 @@ def _name_floats(plan):
     """A line for the layers whose kernels no scheme quantizes, and one for those that may stay float in the file."""
     if plan.unknown:
         names = ", ".join(f"{name} ({kind})" for name, kind in plan.unknown.items())
-        print(f"kerakd: kernels that stay float, as layers of their kind are not quantized: {names}", file=sys.stderr)
+        print(f"kerakd: kernels that stay float, as no scheme quantizes such a layer: {names}", file=sys.stderr)
     if plan.inexact:
         print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {', '.join(plan.inexact)}", file=sys.stderr)
 

@@ -631,22 +631,34 @@ def test_a_loss_that_would_read_logits_as_probabilities_is_refused(loss):
 @pytest.mark.parametrize(
     "metric",
     [
-        *("sparse_categorical_crossentropy", "ce", keras.metrics.categorical_crossentropy),
+        *("sparse_categorical_crossentropy", "CE", "kld", keras.metrics.categorical_crossentropy),
         *(keras.metrics.SparseCategoricalCrossentropy(), keras.metrics.KLDivergence(), keras.metrics.AUC()),
+        *(keras.metrics.MeanMetricWrapper(one, name="wrapped") for one in (keras.losses.sparse_categorical_crossentropy, keras.losses.kl_divergence)),
     ],
     ids=lambda metric: metric if isinstance(metric, str) else getattr(metric, "__name__", type(metric).__name__),
 )
 @pytest.mark.parametrize("kind", ["metrics", "weighted_metrics"])
 def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metric):
-    with pytest.raises(BadInput, match="metrics: expected one of logits, received .*, which takes probabilities; give tf_keras.metrics.*from_logits=True"):
+    with pytest.raises(BadInput, match=f"^{kind}: expected one of logits, received .*, which takes probabilities; give tf_keras.metrics.*from_logits=True"):
         Distiller(student=net(1), mode="alone").compile("adam", **{kind: ["accuracy", metric]})
 
 
 def test_metrics_of_logits_are_taken():
     model = Distiller(student=net(1), mode="alone")
-    model.compile("adam", metrics=["accuracy", keras.metrics.SparseCategoricalCrossentropy(from_logits=True), keras.metrics.SparseTopKCategoricalAccuracy(2)])
+    entropy, top = keras.metrics.SparseCategoricalCrossentropy(from_logits=True), keras.metrics.SparseTopKCategoricalAccuracy(2)
+    model.compile("adam", metrics=["accuracy", entropy, top])
     history = model.fit(X, Y, verbose=0).history
     assert history["sparse_categorical_crossentropy"] == [pytest.approx(history["hard_loss"][0], rel=1e-4)]
+
+
+class Untold(keras.losses.Loss):
+    """A user's own, which does not say what it is made of."""
+
+    def call(self, labels, logits):
+        return keras.losses.sparse_categorical_crossentropy(labels, logits, from_logits=True)
+
+    def get_config(self):
+        raise NotImplementedError
 
 
 @pytest.mark.parametrize(
@@ -654,6 +666,7 @@ def test_metrics_of_logits_are_taken():
     [
         None,
         "mse",
+        Untold(),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         functools.partial(keras.losses.sparse_categorical_crossentropy, from_logits=True),
     ],
@@ -662,6 +675,17 @@ def test_a_loss_of_logits_is_taken(loss):
     model = Distiller(student=net(1), mode="alone")
     model.compile("adam", loss=loss)
     assert np.all(np.isfinite(model.evaluate(X, Y if loss != "mse" else np.eye(3, dtype=np.float32)[Y], verbose=0)))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "Acc", "binary_accuracy", keras.metrics.binary_accuracy])
+def test_an_accuracy_by_name_is_refused_of_one_logit_as_its_threshold_is_no_logits(metric):
+    model = Distiller(student=keras.Sequential([keras.Input((4,)), L.Dense(1)]), mode="alone")
+    loss = keras.losses.BinaryCrossentropy(from_logits=True)
+    with pytest.raises(BadInput, match=r"metrics: expected an accuracy of logits for a student of one, received .*; give .*BinaryAccuracy\(threshold=0\)"):
+        model.compile("adam", loss, metrics=[metric])
+    model.compile("adam", loss, metrics=[keras.metrics.BinaryAccuracy(threshold=0)])
+    images = np.random.default_rng(0).normal(size=(32, 4)).astype(np.float32)
+    assert model.evaluate(images, np.float32(model.student(images) > 0), verbose=0, return_dict=True)["binary_accuracy"] == 1
 
 
 # ---- Quantized students and users' own -----------------------------------------------------------------------------------------------------------

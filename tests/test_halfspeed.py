@@ -5,8 +5,7 @@ import pytest
 from kerakd import halfspeed
 
 
-def test_a_number_of_more_bits_takes_longer_and_one_of_the_same_as_long():
-    assert halfspeed.times_as_long("float32") == 1
+def test_a_number_of_more_bits_takes_longer():
     assert halfspeed.times_as_long("float64") > 1.1
 
 

@@ -358,18 +358,61 @@ class Same(L.Conv2D):
     def describe(self):
         return f"{self.filters} filters"
 
+    def twice(self, x, *args):
+        return 2 * L.Conv2D.convolution_op(self, x, *args)
+
+
+def same(base):
+    """A subclass of another, likewise."""
+
+    def __init__(self, *args, own=1, **kwargs):
+        base.__init__(self, *args, **kwargs)
+        self.own = own
+
+    return type("Same", (base,), {"__init__": __init__, "get_config": lambda self: {"own": self.own, "name": self.name}})
+
 
 def changed(**body):
     return type("Changed", (Same,), body)
 
 
-@pytest.mark.parametrize("layer", [Same, changed(__doc__="Another."), type("SameDense", (L.Dense,), {}), type("SameSeparable", (L.SeparableConv2D,), {})])
-def test_a_subclass_that_changes_nothing_of_how_it_computes_is_its_base(layer):
-    inputs = keras.Input(IMAGE)
-    model = spread(keras.Model(inputs, layer(4, **({"kernel_size": 3} if layer.__name__ == "SameSeparable" else {}))(inputs)))
+class Doubled:
+    """A descriptor of what is read as twice what it is set to."""
+
+    def __get__(self, layer, cls):
+        return self if layer is None else 2 * layer.own
+
+    def __set__(self, layer, value):
+        layer.own = value
+
+
+KERNELED = [(base, shape) for shape, bases in {IMAGE: (L.SeparableConv2D, L.DepthwiseConv2D), ROW: (L.Conv1D, L.SeparableConv1D)}.items() for base in bases]
+
+
+@pytest.mark.parametrize(
+    ("cls", "arguments", "shape"),
+    [
+        *((Same, (4,), IMAGE), (changed(__doc__="Another."), (4,), IMAGE), (same(L.Dense), (4,), IMAGE), (same(L.DepthwiseConv1D), (3,), ROW)),
+        *((same(base), (3,) if base is L.DepthwiseConv2D else (4, 3), shape) for base, shape in KERNELED),
+    ],
+    ids=lambda value: value.__mro__[1].__name__ if isinstance(value, type) else "",
+)
+def test_a_subclass_that_changes_nothing_of_how_it_computes_is_its_base(cls, arguments, shape):
+    inputs = keras.Input(shape)
+    model = spread(keras.Model(inputs, cls(*arguments)(inputs)))
     copy = copied(model)
-    assert {type(one) for one in copy.layers} <= {L.InputLayer, L.Conv2D, L.Dense, L.DepthwiseConv2D}
-    assert_same(copy, model, draw(IMAGE))
+    assert {type(one) for one in copy.layers} <= {L.InputLayer, L.Conv2D, L.Dense, L.DepthwiseConv2D, L.Reshape}
+    assert_same(copy, model, draw(shape))
+
+
+def replacing(name, build=lambda self: self.twice):
+    """An `__init__` that replaces or adds something on the layer."""
+
+    def __init__(self, *args, **kwargs):
+        Same.__init__(self, *args, **kwargs)
+        setattr(self, name, build(self))
+
+    return {"__init__": __init__}
 
 
 @pytest.mark.parametrize(
@@ -380,6 +423,9 @@ def test_a_subclass_that_changes_nothing_of_how_it_computes_is_its_base(layer):
         {"convolution_op": lambda self, x, kernel: L.Conv2D.convolution_op(self, x, 2 * kernel)},
         {"__call__": lambda self, x: 2 * L.Conv2D.__call__(self, x)},
         {"kernel": property(lambda self: 2 * self.own, lambda self, value: setattr(self, "own", value))},
+        {"kernel": Doubled()},
+        replacing("convolution_op"),
+        replacing("seen", lambda self: self.add_weight(name="seen", shape=(), trainable=False)),
     ],
     ids=lambda body: next(iter(body)),
 )
@@ -387,6 +433,28 @@ def test_a_subclass_that_changes_something_stays_what_it_is(body):
     inputs, own = keras.Input(IMAGE), changed(**body)
     copy, _ = simplify(keras.Model(inputs, own(4, name="own")(inputs)))
     assert type(copy.get_layer("own")) is own
+
+
+def test_one_convolution_of_rows_and_of_rows_of_rows_is_refused():
+    rows, planes = keras.Input((9, 4)), keras.Input((2, 9, 4))
+    for first, second in ((rows, planes), (planes, rows)):
+        one = L.Conv1D(4, 3, name="one")
+        with pytest.raises(BadInput, match="expected calls of one layer on tensors of as many axes, received 'one' on others"):
+            simplify(keras.Model([first, second], [one(first), one(second)]))
+
+
+@pytest.mark.parametrize("axis", [0, [0, 1], -1])
+def test_a_constraint_of_a_kernel_of_rows_constrains_the_same(axis):
+    told = {f"{part}_constraint": keras.constraints.UnitNorm(axis) for part in ("depthwise", "pointwise")}
+    inputs = keras.Input(ROW)
+    x = L.DepthwiseConv1D(3, depthwise_constraint=keras.constraints.UnitNorm(axis))(L.SeparableConv1D(8, 3, **told)(inputs))
+    model = spread(keras.Model(inputs, L.Conv1D(4, 3, kernel_constraint=keras.constraints.UnitNorm(axis), bias_constraint="non_neg")(x)))
+    copy = copied(model)
+    for network in (model, copy):
+        for variable in network.trainable_variables:
+            if variable.constraint:
+                variable.assign(variable.constraint(variable))
+    assert_same(copy, model, draw(ROW))
 
 
 def test_an_activation_without_a_name_of_its_own_and_one_that_is_a_layer():

@@ -576,6 +576,29 @@ def test_statistics_of_several_axes_are_no_kernel(capsys):
     assert capsys.readouterr().err == "kerakd: may stay float in the file, as README does not list their kind as exact there: norm\n"
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [
+        *(L.PReLU(name="odd"), L.PReLU(shared_axes=[1, 2], name="odd"), L.LayerNormalization(axis=[1, 2, 3], name="odd")),
+        *(L.BatchNormalization(axis=[1, 2], name="odd"), L.Conv2D(3, 3, padding="same", activation="tanh")),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+@pytest.mark.parametrize("activations", [None, Interval(8)])
+def test_scales_of_several_axes_are_no_kernel(activations, layer, capsys):
+    inputs = keras.Input((8, 8, 3))
+    quantize(keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(layer(inputs)))), Scheme(Ternary(), activations))
+    odd = "odd" if layer.name == "odd" else f"{layer.name}_tanh"
+    assert capsys.readouterr().err == (f"kerakd: may stay float in the file, as README does not list their kind as exact there: {odd}\n" if activations else "")
+
+
+def test_a_causal_convolution_is_quantized_and_not_said_to_be_exact(capsys):
+    inputs = keras.Input((8, 3))
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.Conv1D(4, 3, padding="causal", name="causal")(inputs)))), USUAL)
+    assert capsys.readouterr().err == "kerakd: may stay float in the file, as README does not list their kind as exact there: causal\n"
+    assert isinstance(student.get_layer("causal"), QuantizedLayer)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("activations", [None, Interval(8)])
 def test_a_kernel_that_stays_float_is_named_with_its_kind_apart_from_other_layers_that_do(activations, frozen, capsys):
@@ -587,7 +610,7 @@ def test_a_kernel_that_stays_float_is_named_with_its_kind_apart_from_other_layer
     x = Own(4, 3, name="own")(L.Conv2DTranspose(4, 3, name="transposed", trainable=not frozen)(L.Conv2D(4, 3, name="first")(inputs)))
     x = L.LayerNormalization(name="norm")(L.GlobalAveragePooling2D()(x))
     quantize(keras.Model(inputs, L.Dense(2, name="last")(x)), Scheme(Ternary(), activations))
-    kernels = "kerakd: kernels that stay float, as layers of their kind are not quantized: transposed (Conv2DTranspose), own (Own)\n"
+    kernels = "kerakd: kernels that stay float, as no scheme quantizes such a layer: transposed (Conv2DTranspose), own (Own)\n"
     others = "kerakd: may stay float in the file, as README does not list their kind as exact there: norm\n"
     assert capsys.readouterr().err == kernels + (others if activations else "")
 
