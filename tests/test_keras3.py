@@ -189,7 +189,7 @@ def test_a_layer_of_two_tensors_has_the_same_outputs(layer):
 
 
 def test_every_layer_on_the_list_is_compared_here():
-    assert {type(layer).__name__ for layer in [*MERGES, *(layer for layer, _ in LAYERS)]} == keras3_layers.LAYERS
+    assert {type(layer).__name__ for layer in [*MERGES, *(layer for layer, _ in (getattr(row, "values", row) for row in LAYERS))]} == keras3_layers.LAYERS
 
 
 OPERATIONS = {
