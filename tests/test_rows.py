@@ -32,9 +32,9 @@ def bit(name="bit_r50x1", width=1 / 16):
     return net
 
 
-def application(name, **options):
+def application(name, side=32, **options):
     """A network of tf_keras.applications, without its published weights."""
-    return lambda: getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=CLASSES, classifier_activation=None, **options)
+    return lambda: getattr(keras.applications, name)(input_shape=(side, side, 3), weights=None, classes=CLASSES, classifier_activation=None, **options)
 
 
 def backbone(name, **options):
@@ -160,6 +160,7 @@ NETS = {
     "Keras MobileNetV3Small": application("MobileNetV3Small", alpha=0.35, minimalistic=False),
     "Keras EfficientNetB0": application("EfficientNetB0"),
     "Keras DenseNet121": application("DenseNet121"),
+    "Keras Xception": application("Xception", side=71),
     "keras_cv ResNet": backbone("ResNet", block_type="basic_block", **RESNET),
     "keras_cv ResNetV2": backbone("ResNetV2", **RESNET),
     "keras_cv EfficientNetV2": backbone("EfficientNetV2", **EFFICIENT),
