@@ -8,7 +8,7 @@ SIZES = (16, 16, 16, 32), (3, 3, 32, 32)  # images and kernel: 38 million multip
 TOO_SLOW = 1.5  # beyond what a busy machine adds
 
 
-def times_as_long(half, repeats=5):
+def times_as_long(half, repeats=9):
     """How many times as long as in float32 a convolution and its gradients take in `half` on TensorFlow's first device; the best of `repeats` each."""
     best = {}
     for dtype in ("float32", half) * repeats:

@@ -304,7 +304,7 @@ def test_several_steps_an_execution_xla_and_half_precision_train_the_same(nets, 
     _, err = trained(*flags, *extra, f"--workdir={tmp_path / 'other'}")
     if extra != ("--mixed_precision=bfloat16",):
         assert "times as long" not in err
-    elif not 1.2 < (ratio := times_as_long("bfloat16")) < 2:  # else it is told now and then
+    elif not 1.2 < (ratio := times_as_long("bfloat16")) < 3:  # else it is told now and then, on a machine that is busy
         assert ("a convolution takes " in err) == (ratio > TOO_SLOW)
     plain, other = (RunDirectory(tmp_path / name).metrics() for name in ("plain", "other"))
     assert [row["epoch"] for row in other] == [0, 1]
