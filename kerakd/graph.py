@@ -146,7 +146,7 @@ def clone_layer(layer, cls=None, **changes):
     """A fresh layer of the same configuration but for `changes`, and of the same class or of `cls`, one of its bases; its weights are not copied."""
     cls = cls or type(layer)
     try:
-        return cls.from_config({**(layer.get_config() if cls is type(layer) else cls.get_config(layer)), **changes})
+        return cls.from_config({**cls.get_config(layer), **changes})
     except (TypeError, ValueError, NotImplementedError) as error:
         raise BadInput(
             f"model: expected layers that can be made again from their configuration, received {layer.name!r}, {type(layer).__name__} "

@@ -1,5 +1,6 @@
 """Whether 16 bits are slower than 32 here: processors without instructions for them compute each value in 32 and round it."""
 
+import sys
 import time
 
 import tensorflow as tf
@@ -23,11 +24,12 @@ def times_as_long(half, repeats=9):
     return best[half] / best["float32"]
 
 
-def warning(half, ratio):
-    """The line for one who asked for `half` where it takes `ratio` times as long; empty where that is less than TOO_SLOW."""
-    if ratio < TOO_SLOW:
-        return ""
-    return (
-        f"kerakd: --mixed_precision={half}: a convolution takes {ratio:.1f} times as long in {half} as in float32 here; leave the flag out, or train "
-        "where the hardware has 16 bits (a CPU with AVX512-BF16 or AMX for bfloat16, a GPU)"
-    )
+def warn(half):
+    """One line for who asked for `half` where it takes TOO_SLOW times as long and more."""
+    ratio = times_as_long(half)
+    if ratio >= TOO_SLOW:
+        print(
+            f"kerakd: --mixed_precision={half}: a convolution takes {ratio:.1f} times as long in {half} as in float32 here; leave the flag out, or train "
+            "where the hardware has 16 bits (a CPU with AVX512-BF16 or AMX for bfloat16, a GPU)",
+            file=sys.stderr,
+        )

@@ -63,8 +63,7 @@ def main():
     if config.augment:
         print("kerakd: --augment draws from streams: the same flags give the same run, but one that was resumed sees other views", file=sys.stderr)
     if config.mixed_precision and chief and where["distribute"] != "tpu":  # which has them
-        slow = halfspeed.warning(config.mixed_precision, halfspeed.times_as_long(config.mixed_precision))
-        print(slow, end="\n" if slow else "", file=sys.stderr)
+        halfspeed.warn(config.mixed_precision)
     directory, claimed = RunDirectory(where["workdir"], own=chief), False
     try:
         if chief:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras as keras
+from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 
 from kerakd import calibration, checks, losses, quantizers, scheme, soft
 from kerakd.distiller import Distiller
@@ -543,7 +544,8 @@ def test_in_half_precision_it_trains_nearly_the_same(mode, policy):
     assert {isinstance(one, keras.mixed_precision.LossScaleOptimizer) for one in every} == {half}
     assert {one.iterations.numpy() for one in every} == {6}
     for name, values in losses[0].items():
-        one_image = 1.01 / len(X) if name.endswith("accuracy") else 0  # processors without bfloat16 round otherwise, and an image may be at a tie
+        # where TensorFlow leaves oneDNN's kernels off, as without AVX512, roundings are others, and an image may be at a tie
+        one_image = 1.01 / len(X) if name.endswith("accuracy") and not IsMklEnabled() else 0
         np.testing.assert_allclose(losses[1][name], values, rtol=0.02, atol=max(1e-3, one_image), err_msg=name)
     assert {variable.dtype for variable in student.trainable_variables} == {tf.float32} and student(X).dtype == tf.float32
 
