@@ -23,7 +23,7 @@ def simplify(model):
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6, tf.nn.max_pool2d) become layers, where there is one.
-    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a DepthwiseConv1D and a mean or average pooling of a row
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it (a causal one with a ZeroPadding2D before it), a DepthwiseConv1D and a mean or average pooling of a row
       one of such an image. A separable convolution becomes a depthwise one, NAME_depthwise, and a pointwise one that keeps its name.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
@@ -80,6 +80,7 @@ class _Copier:
                 config |= {key: (1, *config[key]) for key in ("kernel_size", "dilation_rate")}
                 config |= {key: _past_one_axis(config[key]) for key in config if key.endswith("_constraint") and key != "bias_constraint"}
                 config["strides"] = config["strides"] * 2  # equal ones, which a depthwise convolution asks for; one row stays one
+                config["padding"] = "valid" if layer.padding == "causal" else layer.padding  # what a causal one needs is there before it
             if isinstance(layer, (L.SeparableConv1D, L.SeparableConv2D)):
                 depthwise = L.DepthwiseConv2D.from_config(_depthwise_part(config) | {"name": self.name(f"{name}_depthwise")})
                 parts = {depthwise: layer.weights[:1], L.Conv2D.from_config(_pointwise_part(config) | {"name": name}): layer.weights[1:]}
@@ -208,13 +209,16 @@ def _convolution(copier, layer, args, kwargs):
     """One of rows as one of images of height 1, a separable one as a depthwise one without activation and a pointwise one behind it."""
     (x,) = args
     of_rows = len(layer.kernel_size) == 1
-    as_it_is = layer.padding == "causal" or len(x.shape) != len(layer.kernel_size) + 2 or layer.data_format != "channels_last"
+    as_it_is = len(x.shape) != len(layer.kernel_size) + 2 or layer.data_format != "channels_last"
     if id(layer) in (copier.parts if as_it_is else copier.made):
         raise BadInput(f"model: expected calls of one layer on tensors of as many axes, received {layer.name!r} on others; make it two layers")
     if as_it_is:
         return _split_activation(copier, layer, args, kwargs)
     _check_activation(layer)
     y = copier.lift(x, layer.name) if of_rows else x
+    if layer.padding == "causal":
+        before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+        y = copier.new(L.ZeroPadding2D, f"{layer.name}_pad", ((0, 0), (before, 0)))(y)
     for part in copier.convolutions(layer):
         y = part(y)
     return _activated(copier, copier.lower(y, layer.name) if of_rows else y, layer)

@@ -56,8 +56,8 @@ def simple(*layers):
     return lambda: sequential(L.Conv2D(3, 2), *layers, L.Flatten(), L.Dense(2))
 
 
-def causal():
-    return sequential(L.Conv1D(3, 3, padding="causal", name="c"), L.Flatten(), L.Dense(2), shape=(8, 3))
+def rows_of_images():
+    return sequential(L.Conv1D(3, 3, name="c"), L.Flatten(), L.Dense(2), shape=(2, 8, 3))
 
 
 def three():
@@ -84,7 +84,7 @@ TRAPS = {
     "norm called twice": (norm_twice, SCHEME, {"norm": "called 2 times"}),
     "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),
     "unknown": (simple(L.LeakyReLU(name="leaks")), SCHEME, {"leaks": "LeakyReLU is not known"}),
-    "causal": (causal, SCHEME, {"c": "a causal Conv1D"}),
+    "rows of images": (rows_of_images, SCHEME, {"c": "a Conv1D of images"}),
     "padded average": (simple(L.AveragePooling2D(2, padding="same", name="p")), SCHEME, {"p": "average pooling with padding"}),
     "dead channels": (dead, SCHEME, {"norm": "2 of 4 channels"}),
 }

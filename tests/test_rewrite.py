@@ -89,6 +89,7 @@ LINE, KEPT = {"Rescaling": 1}, {"TFOpLambda": 1}
 HARD_SWISH = {"Rescaling": 1, "ReLU": 1, "Multiply": 1}
 ROWS = {"Reshape": 2, "Conv2D": 1}  # a Conv1D as an image of height 1, and the way back
 SEPARABLE = {"DepthwiseConv2D": 1, "Conv2D": 1, "ReLU": 1}
+CAUSAL = {"Reshape": 2, "ZeroPadding2D": 1, "ReLU": 1}
 SEPARATELY = ({"depth_multiplier": 2}, {"strides": 2}, {"padding": "same", "strides": 2}, {"dilation_rate": 2}, {"use_bias": False})
 CASES = {  # what is called on inputs of which shape, and how many layers of which kind are left
     **each_activation("Activation", L.Activation),
@@ -175,9 +176,12 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
         for kwargs in ({"activation": "relu"}, *({"activation": "relu", **more} for more in SEPARATELY))
     },
     "SeparableConv2D of a rectangle": (IMAGE, lambda x: L.SeparableConv2D(8, (1, 3))(x), {"DepthwiseConv2D": 1, "Conv2D": 1}),
-    "causal SeparableConv1D": (ROW, lambda x: L.SeparableConv1D(8, 3, padding="causal", activation="relu")(x), {"SeparableConv1D": 1, "ReLU": 1}),
+    **{
+        f"causal {layer.__name__} {kwargs}": (ROW, lambda x, layer=layer, kwargs=kwargs: layer(8, 3, padding="causal", **kwargs)(x), {**kinds, **CAUSAL})
+        for layer, kinds in ((L.SeparableConv1D, SEPARABLE), (L.Conv1D, {"Conv2D": 1}))
+        for kwargs in ({"activation": "relu"}, {"activation": "relu", "dilation_rate": 2}, {"activation": "relu", "strides": 2})
+    },
     "shared SeparableConv2D": (IMAGE, called_twice(lambda: L.SeparableConv2D(4, 3, padding="same")), {"DepthwiseConv2D": 1, "Conv2D": 1}),
-    "causal Conv1D": (ROW, lambda x: L.Conv1D(8, 3, padding="causal", activation="relu")(x), {"Conv1D": 1, "ReLU": 1}),
     "Conv1D with two readers": (ROW, row_with_two_readers, {"Reshape": 3, "Conv2D": 1, "BatchNormalization": 1, "ReLU": 1, "MaxPooling1D": 1, "Add": 1}),
     # graphs
     "nested models": (VECTOR, nested, {"Dense": 4, "ReLU": 2, "Rescaling": 2, "Activation": 1, "Multiply": 1}),

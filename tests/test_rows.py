@@ -96,7 +96,8 @@ def hard_swish_by_operators():
 def conv_1d():
     """Ten channels in time, as of a sensor."""
     first = (L.Conv1D(8, 5, 2, use_bias=False), L.BatchNormalization(), L.ReLU(), L.MaxPooling1D(2))
-    return sequential(*first, L.Conv1D(16, 3, padding="same", activation="relu"), L.Flatten(), shape=(64, 10))
+    dilated = L.Conv1D(12, 3, padding="causal", dilation_rate=2, activation="relu")
+    return sequential(*first, dilated, L.Conv1D(16, 3, padding="same", activation="relu"), L.Flatten(), shape=(64, 10))
 
 
 def separable():

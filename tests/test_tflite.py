@@ -627,10 +627,10 @@ def test_kernels_that_share_a_constant_in_the_file_are_packed_both():
     assert_exact(student, unpack(small), noise())
 
 
-def causal():
-    net = keras.Sequential([keras.Input((8, 2)), L.Conv1D(3, 3, padding="causal"), L.Flatten(), L.Dense(2)])
+def rows_of_images():
+    net = keras.Sequential([keras.Input((2, 8, 2)), L.Conv1D(3, 3), L.Flatten(), L.Dense(2)])
     student = kerakd.quantize(net, Scheme(Interval(4), Interval(4)))
-    kerakd.calibrate(student, noise(8, (8, 2)))
+    kerakd.calibrate(student, noise(8, (2, 8, 2)))
     return student
 
 
@@ -644,7 +644,7 @@ def two_headed():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (causal, "received 'conv1d.*a causal Conv1D, or one of more axes; put a ZeroPadding1D before it"),
+        (rows_of_images, "received 'conv1d.*a Conv1D of images, or with its channels first; make it a Conv2D with a kernel of .1, length"),
         (two_headed, "received 1 and 2"),
     ],
 )

@@ -122,7 +122,7 @@ def _no_integers(model, calls):
         if isinstance(layer, FLOAT):
             yield Finding(layer.name, f"{type(layer).__name__} has no integer form and stays float", "use BatchNormalization if all has to be integer")
         elif type(layer) is L.Conv1D and isinstance(call.layer, QuantizedLayer):
-            yield Finding(layer.name, "a causal Conv1D, or one of more axes, which is refused", "put a ZeroPadding1D before it and padding='valid'", True)
+            yield Finding(layer.name, "a Conv1D of images, or with its channels first, which is refused", "make it a Conv2D with a kernel of (1, length)", True)
         elif not isinstance(call.layer, QuantizedActivation) and not is_exact(layer):
             yield Finding(layer.name, f"{type(layer).__name__} is not known to the last code and perhaps float", "see README's list of exact layers")
 
