@@ -13,7 +13,8 @@ INTRODUCTION = """# Measured on CIFAR-10
 
 Students on CIFAR-10's 50,000 training images, tested on all 10,000 test images: ResNet-20 (0.27 million weights), and MobileNetV2 where
 a row says so. A low-bit row's number is that of its int8 `.tflite`, run by LiteRT; a float row's that of the Keras network in float32.
-First and last layer have 8 bits. All rows train in mixed bfloat16, where none says float32, and share [common.cfg](cifar10/common.cfg) but for what they set themselves.
+First and last layer have 8 bits. Rows train in mixed bfloat16, where they don't say float32, and share [common.cfg](cifar10/common.cfg)
+but for what they set themselves.
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of
 twice the width, for ten, where the papers train for 100 and more: 100 of each of these runs would take two cores ten days. So the float student is

@@ -23,8 +23,9 @@ def simplify(model):
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6, tf.nn.max_pool2d) become layers, where there is one.
-    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it (a causal one with a ZeroPadding2D before it), a DepthwiseConv1D and a mean or average pooling of a row
+    * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a DepthwiseConv1D and a mean or average pooling of a row
       one of such an image. A separable convolution becomes a depthwise one, NAME_depthwise, and a pointwise one that keeps its name.
+      What a causal one pads is a ZeroPadding2D before it.
     * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 

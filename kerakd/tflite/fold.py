@@ -273,7 +273,8 @@ def _weighted_parts(call, norm):
     layer = call.layer.layer
     if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
         raise BadInput(
-            f"model: expected two-dimensional convolutions, received {layer.name!r}, a Conv1D of images, or with its channels first; make it a Conv2D with a kernel of (1, length)"
+            f"model: expected two-dimensional convolutions, received {layer.name!r}, a Conv1D of images, or with its channels first; "
+            "make it a Conv2D with a kernel of (1, length)"
         )
     ((kernel, quantizer, variables),) = call.layer.kernels
     kernel = tf.convert_to_tensor(kernel)
