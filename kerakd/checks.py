@@ -80,7 +80,7 @@ def check_loss(loss):
 
 
 def check_metrics(metrics, argument="metrics", one_logit=False):
-    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, and AUC unless told.
+    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, AUC unless told, those that compare with 0.5.
 
     one_logit: whether the student has one: an accuracy by name has its threshold at 0.5 there, which is no logit's.
     """
@@ -90,10 +90,27 @@ def check_metrics(metrics, argument="metrics", one_logit=False):
             raise BadInput(
                 f"{argument}: expected an accuracy of logits for a student of one, received {one!r}; give tf_keras.metrics.BinaryAccuracy(threshold=0)"
             )
-        if named in ("crossentropy", "ce", "kld", "kl_divergence", "kullback_leibler_divergence") or _takes_probabilities(
-            keras.metrics.get(one) if named else one
-        ):
+        entropy = named in ("crossentropy", "ce", "kld", "kl_divergence", "kullback_leibler_divergence")
+        metric = keras.metrics.get(one) if named and not entropy else one
+        if entropy or _takes_probabilities(metric):
             _refuse_probabilities(argument, one, "metrics", "")
+        told = _threshold(metric)
+        if told:
+            raise BadInput(
+                f"{argument}: expected one of logits, received {metric.name!r}, which compares them with 0.5, a probability; "
+                f"give tf_keras.metrics.{type(metric).__name__} {told}=0{', or top_k=1 for several classes' if hasattr(metric, 'top_k') else ''}"
+            )
+
+
+def _threshold(metric):
+    """Which argument of a metric is at its default of 0.5, to which it compares what it is given; "" where none is."""
+    try:
+        config = metric.get_config() if isinstance(metric, keras.metrics.Metric) else {}
+    except NotImplementedError:
+        config = {}
+    half = {name for name in ("threshold", "thresholds") if name in config and np.ravel(config[name]).tolist() == [0.5]}
+    unset = "thresholds" in config and config["thresholds"] is None and config.get("top_k") is None
+    return "thresholds" if unset else next(iter(half), "")
 
 
 def _takes_probabilities(one):

@@ -19,7 +19,7 @@ L = keras.layers
 def simplify(model):
     """A flat copy of a functional model, without its weights, and which weights of the model each layer of the copy has.
 
-    * Nested models come out flat; a name that is taken already gets a number.
+    * Nested models come out flat; a name that is taken already gets a number, as do new layers' where a layer of the model has it.
     * An activation inside a layer becomes a layer of its own behind it. Swish becomes x * sigmoid(x), a hard sigmoid
       a Rescaling and a bounded ReLU, a hard swish their product with x: what integer kernels have.
     * Operators and TensorFlow functions on tensors (x + y, x * 0.5, tf.nn.relu6, tf.nn.max_pool2d) become layers, where there is one.
@@ -34,7 +34,7 @@ def simplify(model):
     Returns: (functional tf_keras model, {name of its layer: variables of `model`, in the order of the layer's own and of its shapes but for
         axes of length 1}); layers without weights may be missing.
     """
-    copier = _Copier()
+    copier = _Copier({call.layer.name for call in graph.calls(model)})
     return graph.rebuild(model, copier.copy), copier.sources
 
 
@@ -42,16 +42,18 @@ class _Copier:
     """The copies made so far: `made` by id of the source, `parts` where it became convolutions of images, `sources`, its variables, by name of the copy.
 
     affine: {id of a Rescaling's output: (its input, scale, offset)}. clipped: {id of a ReLU's output: (its input, bound)}.
-    lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}.
+    lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}. theirs: names of the source's layers; at: the one that is copied.
     """
 
-    def __init__(self):
+    def __init__(self, theirs):
+        self.theirs, self.at = theirs, ""
         self.made, self.parts, self.sources, self.taken = {}, {}, {}, set()
         self.affine, self.clipped, self.lifted = {}, {}, {}
 
     def name(self, wanted):
-        """`wanted`, or with the first number that makes it unique."""
-        found = next(n for n in itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2))) if n not in self.taken)
+        """`wanted`, or with the first number that makes it unique, and no other layer's of the source: overrides name those."""
+        free = (n for n in itertools.chain([wanted], (f"{wanted}_{k}" for k in itertools.count(2))) if n not in self.taken)
+        found = next(n for n in free if n == self.at or n not in self.theirs)
         self.taken.add(found)
         return found
 
@@ -61,6 +63,7 @@ class _Copier:
 
     def copy(self, layer, args, kwargs):
         """Symbolic outputs that stand for layer(*args, **kwargs)."""
+        self.at = layer.name
         rule = _OF_TYPE.get(_kind(layer)) or next((rule for cls, rule in _RULES.items() if computes(layer, cls)), None)
         outputs = rule(self, layer, args, kwargs) if rule else None
         return self.clone(layer)(*args, **kwargs) if outputs is None else outputs

@@ -645,6 +645,24 @@ def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metri
         Distiller(student=net(1), mode="alone").compile("adam", **{kind: ["accuracy", metric]})
 
 
+@pytest.mark.parametrize(
+    ("metric", "remedy"),
+    [
+        *((one, "thresholds=0, or top_k=1 for several classes") for one in (keras.metrics.Precision(), keras.metrics.Recall(0.5), "Precision")),
+        *((one, "thresholds=0") for one in (keras.metrics.TruePositives(), keras.metrics.FalseNegatives([0.5]))),
+        *((one, "threshold=0") for one in (keras.metrics.BinaryAccuracy(), keras.metrics.F1Score(threshold=0.5))),
+    ],
+)
+def test_metrics_that_compare_logits_with_a_half_are_refused(metric, remedy):
+    with pytest.raises(BadInput, match=rf"^metrics: expected one of logits, received .*, which compares them with 0.5, a probability; give .* {remedy}$"):
+        Distiller(student=net(1), mode="alone").compile("adam", metrics=[metric])
+
+
+def test_metrics_with_a_threshold_of_logits_are_taken():
+    told = keras.metrics.Precision(0), keras.metrics.Precision(top_k=1), keras.metrics.Recall([0, 1]), keras.metrics.BinaryAccuracy(threshold=0)
+    Distiller(student=net(1), mode="alone").compile("adam", metrics=[*told, keras.metrics.F1Score()])
+
+
 def test_metrics_of_logits_are_taken():
     model = Distiller(student=net(1), mode="alone")
     entropy, top = keras.metrics.SparseCategoricalCrossentropy(from_logits=True), keras.metrics.SparseTopKCategoricalAccuracy(2)

@@ -307,6 +307,18 @@ def test_names_that_clash_get_a_number_and_the_first_keeps_its_own():
     assert [kernel.name for kernel in kernels] == ["other/kernel:0"] * 2 and kernels[0] is not kernels[1]
 
 
+def test_a_new_layer_takes_no_name_of_one_that_comes_later():
+    inputs = keras.Input(IMAGE)
+    x = L.SeparableConv2D(8, 3, activation="relu", name="sep")(inputs)
+    for name in ("sep_relu", "sep_depthwise"):
+        x = L.Conv2D(4, 1, name=name)(x)
+    model = keras.Model(inputs, x)
+    copy, sources = simplify(model)
+    assert [layer.name for layer in copy.layers][1:] == ["sep_depthwise_2", "sep", "sep_relu_2", "sep_relu", "sep_depthwise"]
+    for name in ("sep_relu", "sep_depthwise"):
+        assert [id(weight) for weight in sources[name]] == [id(weight) for weight in model.get_layer(name).weights]
+
+
 # ---- The grid of a sigmoid -----------------------------------------------------------------------------------------------------------------------
 
 
