@@ -10,6 +10,9 @@ from kerakd.errors import BadInput
 from kerakd.keras3 import from_keras3, version_of
 from kerakd.wrapper import quantize_scope
 
+OF_ITS_OWN = ("register_keras_serializable", "custom_object_scope", "Lambda", "<class 'str'>", "'str' object is not callable")
+"""In what Keras says of a class or function that it does not find; the last two where it goes on with its name."""
+
 
 def load_model(path):
     """A .keras or .h5 file as a tf_keras model, in safe mode; one of Keras 3 is rebuilt.
@@ -26,6 +29,7 @@ def load_model(path):
     except BadInput:
         raise
     except (ValueError, OSError, TypeError, KeyError, RuntimeError, tf.errors.OpError, zipfile.BadZipFile) as error:
-        raise BadInput(
-            f"model: expected a tf_keras (Keras 2) model, received {path} ({(str(error).splitlines() or ['broken'])[0][:200]}); save it again"
-        ) from error
+        said = str(error)
+        own = any(word in said for word in OF_ITS_OWN)
+        remedy = "a class or function of your own is known to your code alone: train there, with kerakd.Distiller" if own else "save it again"
+        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({(said.splitlines() or ['broken'])[0][:200]}); {remedy}") from error

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+import tf_keras as keras
 from conftest import ROOT
 
 from kerakd.errors import BadInput
@@ -247,6 +248,18 @@ def test_a_missing_or_foreign_model_file_is_refused(tmp_path, claimed):
         load_model(tmp_path / "x.keras")
     with pytest.raises(BadInput, match="is the run complete"):
         claimed.load_model("teacher")
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")
+@pytest.mark.parametrize(("kind", "suffix"), [("class", "keras"), ("class", "h5"), ("Lambda", "keras")])
+def test_a_file_with_what_its_writer_alone_knows_says_so(tmp_path, kind, suffix):
+    class OfOnesOwn(keras.layers.Layer):
+        """Which no module has."""
+
+    layer = OfOnesOwn() if kind == "class" else keras.layers.Lambda(lambda x: x)
+    keras.Sequential([keras.Input((2,)), layer]).save(tmp_path / f"x.{suffix}")
+    with pytest.raises(BadInput, match="own is known to your code alone: train there, with kerakd.Distiller"):
+        load_model(tmp_path / f"x.{suffix}")
 
 
 def test_overwrite_deletes_a_runs_own_files_and_no_other(claimed):
