@@ -79,6 +79,30 @@ def check_loss(loss):
             _refuse_probabilities("loss", one, "losses", ", or none for that one")
 
 
+def check_learners(student, teacher):
+    """Raises BadInput where nothing of what is to learn does. student: its variables; teacher: the model that learns beside it, or None."""
+    frozen = "student" if not student else "teacher" if teacher is not None and not teacher.trainable_variables else ""
+    if frozen:
+        raise BadInput(f"{frozen}: expected trainable variables, as it learns, received none; set {frozen}.trainable = True before `fit`")
+
+
+def check_fit(y=None, callbacks=None, validation_split=0.0, validation_data=None):
+    """Raises BadInput for arguments of `fit` that would fail after the first epoch: validation without labels, a callback that saves a Distiller whole."""
+    if isinstance(validation_data, tf.data.Dataset):
+        alone = not isinstance(validation_data.element_spec, tuple) or len(validation_data.element_spec) < 2
+    else:
+        alone = validation_data is not None and (hasattr(validation_data, "shape") or isinstance(validation_data, (tuple, list)) and len(validation_data) < 2)
+    if alone or validation_split and y is None:
+        argument = "validation_data" if alone else "validation_split"
+        raise BadInput(f"{argument}: expected images with labels, received images alone; leave it away, or give their labels")
+    for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
+        if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+            raise BadInput(
+                "callbacks: expected a ModelCheckpoint of weights, received one of the whole model, and a Distiller is a way to train; "
+                'give ModelCheckpoint("NAME.weights.h5", save_weights_only=True), or a LambdaCallback that calls distiller.student.save'
+            )
+
+
 def check_metrics(metrics, argument="metrics", one_logit=False):
     """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, AUC unless told, those that compare with 0.5.
 

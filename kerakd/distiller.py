@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 import math
 
 import tensorflow as tf
@@ -10,7 +11,7 @@ import tf_keras as keras
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
-from kerakd.checks import check_apart, check_labels, check_logits, check_loss, check_metrics, check_teacher, warn_of_temperature
+from kerakd.checks import check_apart, check_fit, check_labels, check_learners, check_logits, check_loss, check_metrics, check_teacher, warn_of_temperature
 from kerakd.errors import BadInput
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
@@ -254,10 +255,15 @@ class Distiller(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
-        Raises: BadInput for networks without calibrated intervals, or labels outside the classes; Diverged for a step whose loss
-            is not finite, before it changes any trained weight (not under jit_compile: XLA leaves such checks out).
+        Raises: BadInput for networks without calibrated intervals or trainable variables, labels outside the classes, validation without labels, a
+            callback that saves a Distiller whole; Diverged for a step whose loss is not finite, before it changes any trained weight (not under
+            jit_compile: XLA leaves such checks out).
         """
         self._check(y, training=True)
+        check_learners(self.learning_variables, self.teachers[0] if self.mode.teacher_learns else None)
+        given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
+        check_fit(y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
+        self._eval_data_handler = None  # the images that a fit which was stopped validated on: Keras would take them again
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
         with explained(self.student.output_shape[-1]):
@@ -298,6 +304,12 @@ class Distiller(keras.Model):
         self._check(y)
         with explained(self.student.output_shape[-1]):
             return super().evaluate(x, y, *args, **kwargs)
+
+    def predict(self, x, *args, **kwargs):
+        """As `keras.Model.predict`: logits [n, C]. Raises: BadInput for a student without calibrated intervals."""
+        self._check(None)
+        with explained(self.student.output_shape[-1]):
+            return super().predict(x, *args, **kwargs)
 
     @property
     def metrics(self):
@@ -393,6 +405,8 @@ class Distiller(keras.Model):
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        if y is None:
+            raise BadInput("labels: expected batches with labels to evaluate on, received images alone; `predict` needs none")
         logits = self(x, training=False)
         hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
         self._trackers["loss"].update_state(hard, count)
@@ -410,7 +424,9 @@ class Distiller(keras.Model):
     def _mean(per_example, sample_weight):
         if sample_weight is not None:
             per_example *= tf.reshape(tf.cast(sample_weight, per_example.dtype), [-1])  # Keras takes [n, 1] as well
-        return tf.reduce_mean(per_example)
+        if _replicas() == 1:
+            return tf.reduce_mean(per_example)
+        return tf.math.divide_no_nan(tf.reduce_sum(per_example), tf.cast(tf.size(per_example), per_example.dtype))  # there may be one without a part
 
     @property
     def learning_variables(self):

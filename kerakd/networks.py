@@ -56,6 +56,8 @@ class Networks:
         net, scheme = self.float_student(), c.scheme()
         if is_file(c.student) and _takes_pixels(net):
             raise BadInput(f"--student: expected a network of images in -1..1, received {c.student}, which begins with a rescaling of pixels; save it without")
+        if is_file(c.student):
+            _check_frozen(net, c.student, fresh=not c.from_float())
         with contextlib.redirect_stderr(io.StringIO()):  # lint says it again, and more
             student = quantize(net, scheme)
         if c.dampening or c.freeze or c.watch:
@@ -134,6 +136,19 @@ def _remedy(received, expected, flag):
 
 def _takes_pixels(model):
     return takes_pixels(graph.calls(model))
+
+
+def _check_frozen(model, path, fresh):
+    """Says which layers of a file's student do not learn. Raises: BadInput where their weights are fresh, and would stay so."""
+    frozen = [layer.name for layer in model._flatten_layers(include_self=False, recursive=True) if layer._trainable_weights and not layer.trainable]
+    told = ", ".join(map(repr, frozen[:3])) + (f" and {len(frozen) - 3} more" if len(frozen) > 3 else "")
+    if frozen and fresh:
+        raise BadInput(
+            f"--student: expected layers that learn with --start=scratch, received {path} with frozen ones, {told}, whose fresh weights would stay as they "
+            "are; set trainable=True and save it again"
+        )
+    if frozen:
+        print(f"kerakd: frozen in {path}, so that their weights do not adapt to their grids: {told}", file=sys.stderr)
 
 
 def _fresh(model):

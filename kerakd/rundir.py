@@ -21,7 +21,7 @@ from kerakd.files import is_aside, read_json, write_aside
 from kerakd.modelfile import load_model
 
 WRITTEN = (
-    *("flags.cfg", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "results.json", "curves.png", "fixed_logits.npz"),
+    *("flags.cfg", "results.json", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "curves.png", "fixed_logits.npz"),
     *("models/teacher*.keras", "models/float.keras", "models/alone_*.keras", "models/taught_*.keras", "checkpoints", "tensorboard"),
 )  # by a run
 EXPORTED = ("student.tflite", "student.int4.tflite", "student.json", "student.md")
@@ -137,7 +137,8 @@ class RunDirectory:
         try:
             self.written.mkdir(parents=True, exist_ok=True)
             self._hold()
-            for old in (path for pattern in (*WRITTEN, *EXPORTED, *MEASURED) for path in self.written.glob(pattern)) if overwrite else ():
+            # not flags.cfg, which is replaced below: were this process killed here, what is left is an incomplete run still
+            for old in (path for pattern in (*WRITTEN[1:], *EXPORTED, *MEASURED) for path in self.written.glob(pattern)) if overwrite else ():
                 if old.is_dir() and not old.is_symlink():
                     shutil.rmtree(old)
                 else:

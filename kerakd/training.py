@@ -280,7 +280,9 @@ class Training:
         """Trains what is not trained yet; returns {stage: test accuracy}."""
         for stage in self.stages:
             self.keeping.heed()
-            if not self.directory.has_model(stage.name):
+            if self.directory.has_model(stage.name):
+                self.directory.drop_checkpoints(stage.name)  # which a process that was killed may have left
+            else:
                 self.train_stage(stage)
         self.keeping.heed()
         results = self.measure()

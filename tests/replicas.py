@@ -1,7 +1,8 @@
 """A process of its own, as TensorFlow takes logical devices only before its first operation: steps of two replicas beside those of one device.
 
-Prints {case: [the largest relative difference of a loss, the largest difference of a weight]} as a line of JSON, and the losses of a run
-on one device and of one that began on two replicas and went on, from its checkpoint, on one device.
+Prints {case: [the largest relative difference of a loss, the largest difference of a weight]} as a line of JSON, the losses of a run
+on one device and of one that began on two replicas and went on, from its checkpoint, on one device, and that of an epoch whose last batch has
+an image for one of two replicas alone.
 
     python tests/replicas.py DATA_DIR WORKDIR [CASE ...]
 """
@@ -63,6 +64,14 @@ def trained(images, split, one, mode, policy="float32", medicine=None, **kwargs)
     return history, recast(model.student).trainable_weights
 
 
+def short_of_images(images):
+    """The loss of a batch for both replicas and of one with a single image, under a teacher that is asked at each."""
+    with TWO.strategy.scope():
+        model = Distiller(student=recast(net(1), synchronized=True), teacher=recast(net(2), synchronized=True), mode="trained_teacher", soft_weight=1.0)
+        model.compile(keras.optimizers.SGD(0.1))
+    return model.fit(images[: BATCH + 1], np.zeros(BATCH + 1, int), batch_size=BATCH, verbose=0).history["loss"]
+
+
 def apart(*cases):
     """[the largest relative difference of the losses, the largest difference of a weight]."""
     (losses, weights), (theirs, others) = cases
@@ -100,3 +109,4 @@ if __name__ == "__main__":
     print(json.dumps({name: apart(*(trained(images, split, one, **CASES[name]) for one in (ONE, TWO))) for name in sys.argv[3:] or CASES}))
     losses = run(f"{sys.argv[2]}/one", Keeping()), run(f"{sys.argv[2]}/two", Stopping(Every("5"), devices=TWO), Keeping())
     print(json.dumps(losses))
+    print(json.dumps(short_of_images(images)))

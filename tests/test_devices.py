@@ -25,10 +25,11 @@ def test_two_replicas_learn_what_one_device_learns(data_dir, tmp_path, cases):
     arguments = [sys.executable, ROOT / "tests" / "replicas.py", data_dir, tmp_path, *cases]
     done = subprocess.run(list(map(str, arguments)), env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    steps, losses = (json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "[")))
+    steps, losses, short = (json.loads(line) for line in done.stdout.splitlines() if line.startswith(("{", "[")))
     for name, (of_losses, of_weights) in steps.items():
         near = 1e-3 if "float16" in name else 1e-5
         assert of_losses < near and of_weights < near, name
+    assert np.isfinite(short).all()
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)  # BatchNorm's moving variances are those of a sample in one, of all in the other
 
 

@@ -105,6 +105,20 @@ def test_a_layer_that_the_caller_froze_stays():
     np.testing.assert_array_equal(student.layers[1].kernel, frozen)
 
 
+@pytest.mark.parametrize(("mode", "who"), [("joint", "teacher"), ("co_study", "teacher"), ("co_study", "student"), ("trained_teacher", "student")])
+def test_who_should_learn_and_has_nothing_that_does_is_refused(mode, who):
+    model = taught(mode)
+    (model.student if who == "student" else model.teachers[0]).trainable = False
+    with pytest.raises(BadInput, match=f"{who}: expected trainable variables, as it learns, received none; set {who}.trainable = True before"):
+        train(model)
+
+
+def test_a_frozen_teacher_may_be_frozen():
+    model = taught("trained_teacher")
+    model.teachers[0].trainable = False
+    train(model)
+
+
 def test_the_answer_is_the_students():
     model = taught()
     np.testing.assert_array_equal(model(X), model.student(X))
@@ -656,6 +670,56 @@ def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metri
 def test_metrics_that_compare_logits_with_a_half_are_refused(metric, remedy):
     with pytest.raises(BadInput, match=rf"^metrics: expected one of logits, received .*, which compares them with 0.5, a probability; give .* {remedy}$"):
         Distiller(student=net(1), mode="alone").compile("adam", metrics=[metric])
+
+
+UNLABELLED = {
+    "an array": lambda: {"validation_data": X},
+    "a tuple of one": lambda: {"validation_data": (X,)},
+    "a dataset": lambda: {"validation_data": tf.data.Dataset.from_tensor_slices(X).batch(8)},
+    "a share": lambda: {"validation_split": 0.5},
+}
+
+
+@pytest.mark.parametrize("name", UNLABELLED)
+def test_validation_without_labels_is_refused_before_a_step(name):
+    model = taught()
+    before = state(model.student)
+    with pytest.raises(BadInput, match="validation_(data|split): expected images with labels, received images alone; leave it away, or give their labels"):
+        model.fit(X, **UNLABELLED[name](), verbose=0)
+    assert state(model.student) == before
+
+
+def test_evaluating_without_labels_is_refused():
+    with pytest.raises(BadInput, match="labels: expected batches with labels to evaluate on, received images alone; `predict` needs none"):
+        taught().evaluate(X, verbose=0)
+
+
+def test_a_checkpoint_of_a_whole_distiller_is_refused_before_a_step(tmp_path):
+    model = taught()
+    before = state(model.student)
+    for whole in (keras.callbacks.ModelCheckpoint(str(tmp_path / "best.keras")), [keras.callbacks.ModelCheckpoint(str(tmp_path / "best"))]):
+        with pytest.raises(BadInput, match=r"callbacks: expected a ModelCheckpoint of weights, received one of the whole model.*save_weights_only=True"):
+            train(model, callbacks=whole)
+    assert state(model.student) == before
+    train(model, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "best.weights.h5"), save_weights_only=True)])
+    assert (tmp_path / "best.weights.h5").exists()
+
+
+def test_after_a_fit_that_was_stopped_the_next_validates_on_its_own_images():
+    def stop(epoch, logs):
+        raise KeyboardInterrupt
+
+    model = taught()
+    with pytest.raises(KeyboardInterrupt):
+        train(model, validation_data=(X, Y), callbacks=[keras.callbacks.LambdaCallback(on_epoch_end=stop)])
+    found = train(model, validation_data=(X[:5], Y[:5]))
+    assert found["val_loss"] == [pytest.approx(model.evaluate(X[:5], Y[:5], verbose=0, return_dict=True)["loss"])]
+
+
+def test_predicting_without_intervals_says_what_is_missing():
+    student = scheme.quantize(net(1), scheme.Scheme(Interval(4), Interval(4)))
+    with pytest.raises(BadInput, match="student: expected calibrated intervals, received none for .*; call kerakd.calibrate"):
+        Distiller(student=student, mode="alone").predict(X, verbose=0)
 
 
 def test_metrics_with_a_threshold_of_logits_are_taken():

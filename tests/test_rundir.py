@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -271,6 +273,34 @@ def test_overwrite_deletes_a_runs_own_files_and_no_other(claimed):
     claimed.claim("--a=2\n", resume=False, overwrite=True)
     assert not [name for name in own if (claimed.path / name).exists()]
     assert [(claimed.path / name).read_text() for name in others] == ["x"] * len(others)
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_a_run_whose_deletion_was_cut_short_is_an_incomplete_run_still(claimed, monkeypatch, at):
+    for name in ("results.json", "metrics.jsonl", "models/teacher.keras"):
+        (claimed.path / name).write_text("x")
+    (claimed.path / "checkpoints").mkdir(exist_ok=True)
+    left = iter([None] * at)
+
+    def killed(remove):
+        def call(path):
+            try:
+                next(left)
+            except StopIteration:
+                raise KeyboardInterrupt from None
+            remove(path)
+
+        return call
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(shutil, "rmtree", killed(shutil.rmtree))
+        patch.setattr(pathlib.Path, "unlink", killed(pathlib.Path.unlink))
+        claimed.claim("--a=2\n", resume=False, overwrite=True)
+    assert claimed.complete == (at == 0)
+    again = RunDirectory(claimed.path)
+    claimed.close()
+    again.claim("--a=2\n", resume=False, overwrite=True)
+    assert sorted(path.name for path in again.path.iterdir()) == [".lock", "flags.cfg", "models"] and not [*again.path.glob("models/*")]
 
 
 def test_what_a_killed_process_left_half_written_is_no_run_and_no_hindrance(tmp_path):

@@ -996,6 +996,27 @@ def test_channels_that_became_constants_are_said():
     assert str(verify(student, to_tflite(student), noise(20))).endswith("; channels that became constants: 1")
 
 
+@pytest.mark.parametrize("container", ["int8", "int4"])
+@pytest.mark.parametrize("what", ["gamma", "kernel", "beside"])
+def test_branches_that_begin_at_zero_ship_untrained(what, container):
+    """Each a constant of its own: with gammas of 0, as ResNets begin with, kernels of 0 behind others, and two that differ in their biases alone."""
+    x = inputs = keras.Input(SHAPE)
+    x = L.ReLU()(L.Conv2D(4, 3, padding="same")(x))
+    for _ in range(2):
+        if what == "gamma":
+            y = [L.BatchNormalization(gamma_initializer="zeros")(L.Conv2D(4, 3, padding="same", use_bias=False)(x))]
+        elif what == "kernel":
+            y = [L.Conv2D(4, 3, padding="same", kernel_initializer="zeros")(L.ReLU()(L.Conv2D(4, 3, padding="same")(x)))]
+        else:
+            y = [L.Conv2D(4, 1, kernel_initializer="zeros", bias_initializer=keras.initializers.Constant(bias))(x) for bias in (0.5, 2.0)]
+        x = L.ReLU()(L.Add()([x, *y]))
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(3)(L.GlobalAveragePooling2D()(x))), SCHEMES["W4A4"])
+    kerakd.calibrate(student, noise(64))
+    student = settle(student)
+    data = to_tflite(student, container)
+    assert_exact(student, unpack(data) if container == "int4" else data, noise(64))
+
+
 @pytest.mark.parametrize("scheme", [*PACKED, "W2A2", "W8A8"])
 @pytest.mark.parametrize("kernel", [keras.initializers.HeNormal(seed=0), "ones"], ids=["one seed", "ones"])
 def test_equal_kernels_keep_their_steps(kernel, scheme):

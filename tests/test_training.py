@@ -80,6 +80,23 @@ def test_a_batchnorm_of_two_inputs_is_refused_before_anything_is_trained(tmp_pat
         run(tmp_path / "other", **told, batchnorm_batches=2)
 
 
+@pytest.mark.parametrize("start", ["float", "scratch"])
+def test_frozen_layers_of_a_file_are_named_or_refused_where_they_would_stay_random(tmp_path, capsys, start):
+    net = models.build("resnet8", (8, 8, 1), 10, width=0.25)
+    for layer in net.layers[:-1]:
+        layer.trainable = False
+    net.save(tmp_path / "net.keras")
+    told = {"student": str(tmp_path / "net.keras"), "student_width": 1.0, "start": start}
+    if start == "scratch":
+        with pytest.raises(
+            BadInput, match=r"layers that learn with --start=scratch, received .*frozen ones, 'conv', 'conv_bn', .* and \d+ more.*set trainable=True"
+        ):
+            run(tmp_path / "run", **told)
+    else:
+        run(tmp_path / "run", **told)
+        assert "net.keras, so that their weights do not adapt to their grids: 'conv', 'conv_bn', " in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("student, said", [("mobilenet_v3_small_gn", 1), ("resnet8", 0)])
 def test_estimating_batchnorms_of_a_student_that_has_none_is_said_to_do_nothing(tmp_path, capsys, student, said):
     run(tmp_path / "run", student=student, batchnorm_batches=2)

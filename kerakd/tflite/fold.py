@@ -200,7 +200,7 @@ def _grid(layer):
 
 
 def _linear(call, grids, folded, container, seen):
-    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same codes and steps."""
+    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same codes and steps, and of "zeros" alone."""
     layer, norm, weighted = call.layer, None, isinstance(call.layer, QuantizedLayer)
     if weighted:
         reader = call.sole_reader
@@ -221,7 +221,7 @@ def _linear(call, grids, folded, container, seen):
     least = _least_steps(bias, x, y, bits)
     room = _fitting(headroom(high, bits), (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
     codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
-    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least)
+    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least, seen)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
         linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
     return linear
@@ -359,14 +359,21 @@ def _carried(units, unit):
     return np.rint((units * unit).astype(np.float32) / unit).astype(np.int64)
 
 
-def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, least):
-    """The Linear with its steps shortened and its bias on the accumulator's grid; channels whose steps are too small, which matter not, become constants."""
+def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, least, seen):
+    """The Linear with its steps shortened and its bias on the accumulator's grid; channels whose steps are too small, which matter not, become constants.
+
+    Kernels of nothing but 0, as a gamma of 0 makes them, have one value in the converter's eyes, and so one constant: each has a code of 1 whose
+    step is its own, and with which no input moves the output by more than a sixtieth of a step.
+    """
     dead = np.flatnonzero(steps < least)
     codes, steps = codes.copy(), steps.copy()
     codes.reshape(-1, len(steps))[:, dead] = 0
     loud = steps * x.step >= LOUD * y.step
     idle = np.union1d(dead, np.flatnonzero(loud & ~codes.reshape(-1, len(steps)).any(0)))
     steps[idle] = np.maximum(y.step / 256 / x.step, least[idle])
+    if not codes.any():
+        codes.flat[0], steps[0] = 1, np.maximum(y.step * 2.0**-14 / x.step, least[0]) * (1 + 2.0**-15) ** seen["zeros"]
+        seen["zeros"] += 1
     trained = short(steps)
     units = np.rint(bias / (x.step * trained))
     steps = short(np.minimum(trained, LOUD * y.step / x.step))
