@@ -47,7 +47,7 @@ with quiet.native_chatter_off():
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.files import write_aside
-    from kerakd.kinds import TRANSPARENT, fuses
+    from kerakd.kinds import fuses, passes_on
     from kerakd.modelfile import load_model
     from kerakd.plan import plan
     from kerakd.quantizers import Interval
@@ -190,7 +190,7 @@ class Network:
         passed = {}  # id of a Value: its bits, those that never exist included
         for call, output in zip(self.calls, todo.outputs, strict=True):
             before = max((passed.get(id(value), bits.get(id(value), FLOAT)) for value in call.inputs), default=FLOAT)
-            own = _bits(output[0]) if output else before if isinstance(call.layer, (*TRANSPARENT, *VIEWS, L.Concatenate)) else FLOAT
+            own = _bits(output[0]) if output else before if passes_on(call.layer) else FLOAT
             passed.update((id(value), own) for value in call.outputs)
         bits |= {key: passed[key] for key in self.tensors if key in passed}
         return [_packed(tensor.numbers, bits[key]) for key, tensor in self.tensors.items()]

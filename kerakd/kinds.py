@@ -12,9 +12,11 @@ TRANSPARENT = (  # layers whose output holds values of their input (and zeros), 
     *(L.Dropout, L.SpatialDropout1D, L.SpatialDropout2D, L.GaussianDropout, L.AlphaDropout, L.GaussianNoise),  # these while they infer
     *(L.RandomFlip, L.RandomRotation, L.RandomZoom, L.RandomTranslation, L.RandomContrast, L.RandomBrightness),
 )
+OPERATORS = keras.src.layers.core.tf_op_layer.TFOpLambda  # TensorFlow functions on tensors, as Keras records them
+MOVES = ("split", "getitem", "transpose", "squeeze", "expand_dims", "depth_to_space", "space_to_depth")  # of those, likewise transparent
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
-FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # no integer form in TFLite
+FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # of which the last code is known of no integer form
 EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
 
 
@@ -28,13 +30,20 @@ def _work(cls):
 
 
 def is_transparent(layer):
-    """Whether it is of TRANSPARENT."""
+    """Whether it is of TRANSPARENT, or an operator of MOVES on one tensor."""
+    if isinstance(layer, OPERATORS):
+        return layer.symbol.rpartition(".")[2] in MOVES and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     return computes(layer, *TRANSPARENT)
 
 
 def passes_on(layer):
     """Whether its output holds values of its inputs, which then are on one grid with it."""
-    return computes(layer, L.Concatenate, *TRANSPARENT)
+    return computes(layer, L.Concatenate) or is_transparent(layer)
+
+
+def frames(layer):
+    """Whether it takes a part of its images or another size of them, with values between theirs."""
+    return computes(layer, L.CenterCrop, L.RandomCrop) or (computes(layer, L.Resizing) and layer.interpolation in ("nearest", "bilinear", "area"))
 
 
 def is_relu(layer):
@@ -44,6 +53,22 @@ def is_relu(layer):
 
 def is_sigmoid(layer):
     return computes(layer, L.Activation) and layer.activation is keras.activations.sigmoid
+
+
+def is_softmax(layer):
+    return _applies(layer, L.Softmax, "softmax", keras.activations.softmax, tf.nn.softmax)
+
+
+def is_tanh(layer):
+    """Whether a file answers it on the grid of tanh, as it does of vectors of length 1 too."""
+    return _applies(layer, L.UnitNormalization, "l2_normalize") or _applies(layer, None, "tanh", keras.activations.tanh, tf.nn.tanh)
+
+
+def _applies(layer, cls, symbol, *functions):
+    """Whether a layer is of a class, the operator of that name, or an Activation of one of some functions."""
+    if isinstance(layer, OPERATORS):
+        return layer.symbol.rpartition(".")[2] == symbol
+    return (cls is not None and computes(layer, cls)) or (computes(layer, L.Activation) and layer.activation in functions)
 
 
 def is_per_channel(layer):
@@ -71,7 +96,7 @@ def is_exact(layer):
         return is_per_channel(layer)
     if isinstance(layer, L.Rescaling):
         return computes(layer, L.Rescaling) and _rank(layer) <= 4
-    return is_relu(layer) or is_sigmoid(layer) or computes(layer, *EXACT, *TRANSPARENT)
+    return is_relu(layer) or is_sigmoid(layer) or is_transparent(layer) or computes(layer, *EXACT)
 
 
 def sees_padding(sides, size, strides, padding):

@@ -11,8 +11,8 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import KEEPS_SIGN, computes, fuses, has_kernel, is_exact, is_relu, is_sigmoid, is_transparent, passes_on
-from kerakd.quantizers import Interval, Quantizer, Sigmoid
+from kerakd.kinds import KEEPS_SIGN, computes, frames, fuses, has_kernel, is_exact, is_relu, is_sigmoid, is_softmax, is_tanh, is_transparent, passes_on
+from kerakd.quantizers import Interval, Quantizer, Sigmoid, Tanh
 from kerakd.wrapper import kernel_name
 
 L = keras.layers
@@ -42,11 +42,18 @@ class Plan:
     inexact: list
 
 
-def _never_negative(call, known):
-    layer = call.layer
-    if is_relu(layer) or is_sigmoid(layer):
-        return True
-    return computes(layer, *KEEPS_SIGN) and all(known.get(id(value), False) for value in call.inputs)
+def _never_negative(calls):
+    """Ids of the tensors that are never negative, and of those that are not as they are made of pixels and nothing else."""
+    known, pixels = set(), {id(value) for call in calls for value in call.inputs if value.call is None} if takes_pixels(calls) else set()
+    for call in calls:
+        outputs, layer = [id(value) for value in call.outputs], call.layer
+        keeps = is_transparent(layer) or frames(layer) or computes(layer, *KEEPS_SIGN)
+        if is_relu(layer) or is_sigmoid(layer) or is_softmax(layer) or (keeps and all(id(value) in known for value in call.inputs)):
+            known.update(outputs)
+        scaled = computes(layer, L.Rescaling) and np.all(np.asarray(layer.scale) >= 0) and np.all(np.asarray(layer.offset) >= 0)
+        if (keeps or scaled) and all(id(value) in pixels for value in call.inputs):
+            pixels.update(outputs)
+    return known, pixels
 
 
 def _last(calls):
@@ -79,21 +86,20 @@ def plan(model, scheme):
     if not weighted:
         raise BadInput(f"model: expected at least one convolution or dense layer, received {model.name!r} with none; there is nothing to quantize")
     _check_overrides(scheme, calls)
-    never_negative = {}
-    for call in calls:
-        sign = _never_negative(call, never_negative)
-        never_negative.update((id(value), sign) for value in call.outputs)
+    never_negative, pixels = _never_negative(calls)
     groups, last = _groups(calls), _last(calls)
-    kinds, ends = {}, {}  # of each group: never negative if all of its tensors are, at the end if all are
+    members, signs, ends = collections.defaultdict(list), {}, {}
     for call in calls:
-        group = groups[id(call)]
-        kinds[group] = kinds.get(group, True) and never_negative[id(call.outputs[0])]
-        ends[group] = ends.get(group, True) and _at_the_end(call, last)
+        members[groups[id(call)]].append(call)
+    for group, theirs in members.items():
+        made = {id(call.outputs[0]) for call in theirs}
+        signs[group] = "pixels" if made <= pixels else "unsigned" if made <= never_negative else "signed"
+        ends[group] = all(_at_the_end(call, last) for call in theirs)
     kernels = [_kernel_quantizer(call, call is weighted[0], id(call) in last, scheme) if kernel_name(call.layer) else None for call in calls]
     outputs = []
     for call in calls:
         group = groups[id(call)]
-        quantizer = _output_quantizer(call, ends[group], scheme, "unsigned" if kinds[group] else "signed")
+        quantizer = _output_quantizer(call, ends[group], scheme, signs[group])
         outputs.append(quantizer and (quantizer, group))
     narrowed = _widen(calls, last, outputs, scheme)
     _check_groups(calls, outputs)
@@ -149,10 +155,10 @@ def free_name(wanted, taken):
     return next(name for name in itertools.chain([wanted], (f"{wanted}{k}" for k in itertools.count(2))) if name not in taken)
 
 
-def _origin(value):
+def _origin(value, passing=is_transparent):
     """The call whose values the tensor holds; None for a model input."""
     call = value.call
-    while call is not None and is_transparent(call.layer):
+    while call is not None and passing(call.layer):
         call = call.inputs[0].call
     return call
 
@@ -192,7 +198,11 @@ def takes_pixels(calls):
 
     calls: `graph.calls` of it.
     """
-    readers = [call.layer for call in calls if any(_origin(value) is None for value in call.inputs) and not is_transparent(call.layer)]
+
+    def passing(layer):
+        return is_transparent(layer) or frames(layer)
+
+    readers = [call.layer for call in calls if any(_origin(value, passing) is None for value in call.inputs) and not passing(call.layer)]
     return all(computes(layer, L.Rescaling) and _takes_pixels(layer) for layer in readers)
 
 
@@ -278,8 +288,12 @@ def _output_quantizer(call, at_the_end, scheme, kind):
     rule = _rule(scheme, call) or scheme
     if rule.activations is None:
         return None
-    if is_sigmoid(call.layer):
+    if is_sigmoid(call.layer) or is_softmax(call.layer):
         return Sigmoid()
+    if is_tanh(call.layer):
+        return Tanh()
+    if kind == "pixels":
+        return rule.signed.for_tensor("unsigned")
     if kind == "signed" or (at_the_end and rule.activations == scheme.activations):
         return rule.signed.for_tensor(kind)
     return rule.activations.for_tensor(kind)

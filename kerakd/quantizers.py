@@ -383,7 +383,9 @@ class DoReFa(GridQuantizer):
 
 @dataclasses.dataclass(frozen=True, eq=True)
 class Sigmoid(GridQuantizer):
-    """The one grid on which integer runtimes answer a sigmoid (TFLite's quantization specification, LOGISTIC). Nothing to learn or to choose.
+    """The one grid on which integer runtimes answer a sigmoid or a softmax (TFLite's quantization specification, LOGISTIC and SOFTMAX).
+
+    Nothing to learn or to choose.
 
     Forward:   round(256 * clip(x, 0, 255/256)) / 256: codes 0 to 255.
     Backward:  the identity inside the clip, 0 outside.
@@ -402,8 +404,29 @@ class Sigmoid(GridQuantizer):
         return uniform(x, self.step(x, variables), *self.levels(), inverse=256)
 
 
+@dataclasses.dataclass(frozen=True, eq=True)
+class Tanh(GridQuantizer):
+    """Likewise of a hyperbolic tangent and of L2 norms (TANH and L2_NORMALIZATION there).
+
+    Forward:   round(128 * clip(x, -1, 127/128)) / 128: codes -128 to 127.
+    Backward:  the identity inside the clip, 0 outside.
+    Shapes: x [..., C] of any rank, the step ().
+    """
+
+    takes_half = True
+
+    def levels(self):
+        return -128, 127
+
+    def step(self, x, variables):
+        return tf.constant(1 / 128, arithmetic(x))
+
+    def quantize(self, x, variables):
+        return uniform(x, self.step(x, variables), *self.levels(), inverse=128)
+
+
 BY_NAME = {"ternary": Ternary, "kbit": KBit, "interval": Interval, "pact": Pact, "dorefa": DoReFa}
-_OURS = {cls.__name__: cls for cls in (*BY_NAME.values(), Sigmoid)}
+_OURS = {cls.__name__: cls for cls in (*BY_NAME.values(), Sigmoid, Tanh)}
 
 
 def serialize(quantizer):

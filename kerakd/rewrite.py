@@ -10,7 +10,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import computes, is_transparent, sees_padding
+from kerakd.kinds import OPERATORS, computes, is_transparent, sees_padding
 from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
@@ -113,6 +113,11 @@ class _Copier:
             x = self.new(L.GlobalAveragePooling2D, name)(x)
         kept = [1, 1] if keepdims else []
         return self.new(L.Reshape, name if one_pixel else f"{name}_kept", [*kept, x.shape[-1]])(x) if one_pixel or kept else x
+
+    def average_of_rows(self, x, name, keepdims):
+        """The mean of x [n, length, C] over the length: that of an image of height 1."""
+        y = self.average(self.lift(x, name), name, False)
+        return self.new(L.Reshape, f"{name}_kept", [1, x.shape[-1]])(y) if keepdims else y
 
     def concatenate(self, layer, tensors, name):
         """`layer`, a Concatenate, on tensors of which none holds the model's input."""
@@ -310,12 +315,7 @@ def _average_1d(copier, layer, args, kwargs):
 
 
 def _global_average_1d(copier, layer, args, kwargs):
-    """The mean of a row: that of an image of height 1."""
-    (x,) = args
-    if layer.data_format != "channels_last":
-        return None
-    y = copier.average(copier.lift(x, layer.name), layer.name, False)
-    return copier.new(L.Reshape, f"{layer.name}_kept", [1, x.shape[-1]])(y) if layer.keepdims else y
+    return copier.average_of_rows(args[0], layer.name, layer.keepdims) if layer.data_format == "channels_last" else None
 
 
 def _operator(copier, layer, args, kwargs):
@@ -360,13 +360,44 @@ def _both(cls, scale, offset, turned=False):
     return rule
 
 
+def _bias(copier, name, values):
+    """x + bias, of each channel."""
+    x, bias, *layout = values
+    return _ADDITION(copier, name, [x, bias]) if layout in ([], [None], ["NHWC"]) else None
+
+
 def _mean(copier, name, values):
+    """Over the sides of images, or of rows."""
     if len(values) < 2:
         return None
     x, axes, *keep = values
-    if len(x.shape) != 4 or axes is None or sorted(np.ravel(axes) % 4) != [1, 2]:
+    if len(x.shape) not in (3, 4) or axes is None or sorted(np.ravel(axes) % len(x.shape)) != [*range(1, len(x.shape) - 1)]:
         return None
-    return copier.average(x, name, any(keep))
+    return copier.average(x, name, any(keep)) if len(x.shape) == 4 else copier.average_of_rows(x, name, any(keep))
+
+
+def _pad(copier, name, values):
+    """Zeros around images."""
+    x, sides, *mode = values
+    sides = np.asarray(sides).tolist() if not hasattr(sides, "_keras_history") else None
+    if len(x.shape) != 4 or sides is None or sides[0] != [0, 0] or sides[3] != [0, 0] or mode not in ([], ["CONSTANT"], ["CONSTANT", 0]):
+        return None
+    return copier.new(L.ZeroPadding2D, name, (tuple(sides[1]), tuple(sides[2])))(x)
+
+
+def _clip(copier, name, values):
+    """Of 0 and a bound: a ReLU."""
+    x, low, high = values
+    return copier.relu(x, name, float(high)) if all(np.ndim(end) == 0 and not hasattr(end, "_keras_history") for end in (low, high)) and low == 0 else None
+
+
+def _maximum(copier, name, values):
+    """Of x and 0: a ReLU."""
+    symbolic = [hasattr(value, "_keras_history") for value in values]
+    if sorted(symbolic) != [False, True]:
+        return None
+    x, constant = values if symbolic[0] else values[::-1]
+    return copier.relu(x, name) if np.ndim(constant) == 0 and constant == 0 and x.dtype.is_floating else None
 
 
 def _concat(copier, name, values):
@@ -417,8 +448,10 @@ def _function(function):
 
 
 _ONE, _ZERO = lambda c: np.ones(1), lambda c: np.zeros(1)  # noqa: E731
+_ADDITION = _both(L.Add, _ONE, lambda c: c)
 _OPERATORS = {
-    **dict.fromkeys(("add", "add_v2", "AddV2"), _both(L.Add, _ONE, lambda c: c)),
+    **dict.fromkeys(("add", "add_v2", "AddV2"), _ADDITION),
+    **dict.fromkeys(("bias_add",), _bias),
     **dict.fromkeys(("multiply", "mul", "Mul"), _both(L.Multiply, lambda c: c, _ZERO)),
     **dict.fromkeys(("subtract", "sub"), _both(None, _ONE, lambda c: -c, turned=True)),
     **dict.fromkeys(("truediv", "divide", "div"), _both(None, lambda c: 1 / c, _ZERO)),
@@ -427,6 +460,9 @@ _OPERATORS = {
     **dict.fromkeys(("sigmoid",), _function(tf.nn.sigmoid)),
     **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
     **dict.fromkeys(("reduce_mean",), _mean),
+    **dict.fromkeys(("pad",), _pad),
+    **dict.fromkeys(("clip_by_value",), _clip),
+    **dict.fromkeys(("maximum",), _maximum),
     **dict.fromkeys(("concat",), _concat),
     **dict.fromkeys(("reshape",), _reshape),
     **dict.fromkeys(("cast",), _cast),
@@ -458,5 +494,5 @@ _RULES = {
     L.AveragePooling1D: _average_1d,
     L.GlobalAveragePooling1D: _global_average_1d,
     L.GlobalAveragePooling2D: _global_average,
-    keras.src.layers.core.tf_op_layer.TFOpLambda: _operator,
+    OPERATORS: _operator,
 }

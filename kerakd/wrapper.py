@@ -1,5 +1,7 @@
 """Quantizers on Keras layers: the tfmot QuantizeConfig, the wrapper for weights, the layer for activations."""
 
+import contextlib
+
 import tensorflow as tf
 import tf_keras as keras
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper, QuantizeWrapperV2
@@ -118,6 +120,11 @@ class LayerConfig(QuantizeConfig):
         return cls(deserialize(config["weights"]), deserialize(config["output"]), config["standardized"])
 
 
+def _named(layer):
+    """A scope in which its variables have its name, as they have where a call builds it: a file's are built without one."""
+    return contextlib.nullcontext() if tf.get_current_name_scope().rpartition("/")[2] == layer.name else tf.name_scope(layer.name)
+
+
 @keras.utils.register_keras_serializable("kerakd")
 class QuantizedLayer(QuantizeWrapperV2):
     """tfmot's wrapper, mended: variables keep their order through save and load, and the wrapped layer keeps its kernel.
@@ -130,10 +137,12 @@ class QuantizedLayer(QuantizeWrapperV2):
 
     def build(self, input_shape):
         if not self.layer.built:
-            self.layer.build(input_shape)
+            with _named(self.layer):
+                self.layer.build(input_shape)
             self.layer.built = True
         trainable, self.trainable = self.trainable, True  # a file has the variables in the order of a layer that learns
-        super().build(input_shape)
+        with _named(self.layer):
+            super().build(input_shape)
         self.trainable = trainable
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing; likewise below
@@ -180,7 +189,8 @@ class QuantizedActivation(keras.layers.Layer):
         self.bound = bound
 
     def build(self, input_shape):
-        self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
+        with _named(self):
+            self.quantizer_variables = self.quantizer.build(input_shape, "activation", self)
         super().build(input_shape)
 
     @tf.autograph.experimental.do_not_convert

@@ -121,8 +121,9 @@ def fold(model, container="int8"):
             grids[id(call.outputs[0])] = folded.grids[call.layer.name]
         elif passes_on(call.layer):
             known = [grids.get(id(value)) for value in call.inputs]
-            grids[id(call.outputs[0])] = known[0] if all(grid is known[0] for grid in known) else None
-            if computes(call.layer, L.Concatenate) and grids[id(call.outputs[0])]:
+            shared = known[0] if all(grid is known[0] for grid in known) else None
+            grids.update((id(value), shared) for value in call.outputs)
+            if computes(call.layer, L.Concatenate) and shared:
                 folded.joined[call.layer.name] = known[0]
     steps = None
     for _ in range(PASSES):  # an operand's step may have moved after a search that used it
@@ -155,6 +156,8 @@ def _check(model, calls):
             raise BadInput(
                 f"model: expected no bound but 6 of a ReLU in a concatenation, received {call.layer.max_value:g} in {call.layer.name!r}; take 6 or none"
             )
+        if isinstance(call.layer, L.RandomCrop):
+            raise BadInput(f"model: expected layers that a file can hold, received {call.layer.name!r}, a RandomCrop; crop before the model")
         if isinstance(call.layer, IN_TRAINING) and call.training:
             raise BadInput(f"model: expected layers that infer, received {call.layer.name!r} called with training=True; leave that to fit")
     missing = uncalibrated(model)
@@ -200,7 +203,10 @@ def _grid(layer):
 
 
 def _linear(call, grids, folded, container, seen):
-    """The Linear that begins with `call`, or None if it is no linear operation of its own. seen: how many there were of the same codes and steps, and of "zeros" alone."""
+    """The Linear that begins with `call`, or None if it is no linear operation of its own.
+
+    seen: how many there were of the same codes and steps, and of "zeros" alone.
+    """
     layer, norm, weighted = call.layer, None, isinstance(call.layer, QuantizedLayer)
     if weighted:
         reader = call.sole_reader

@@ -116,11 +116,18 @@ def _called_in_training(model, calls):
             yield Finding(call.layer.name, "called with training=True, so no file computes what it does", "leave that to fit", True)
 
 
+def _random_crops(model, calls):
+    for call in calls:
+        if isinstance(call.layer, L.RandomCrop):
+            yield Finding(call.layer.name, "a RandomCrop, which no file holds", "crop before the model", True)
+
+
 def _no_integers(model, calls):
     for call in calls:
         layer = call.layer.layer if isinstance(call.layer, QuantizedLayer) else call.layer
         if isinstance(layer, FLOAT):
-            yield Finding(layer.name, f"{type(layer).__name__} has no integer form and stays float", "use BatchNormalization if all has to be integer")
+            instead = "a sigmoid" if isinstance(layer, L.Softmax) else "BatchNormalization"
+            yield Finding(layer.name, f"{type(layer).__name__} stays float between integers", f"use {instead} if all has to be integer")
         elif type(layer) is L.Conv1D and isinstance(call.layer, QuantizedLayer):
             yield Finding(layer.name, "a Conv1D of images, or with its channels first, which is refused", "make it a Conv2D with a kernel of (1, length)", True)
         elif not isinstance(call.layer, QuantizedActivation) and not is_exact(layer):
@@ -146,5 +153,5 @@ def _dead_channels(model, calls):
 
 RULES = (
     *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
-    *(_no_integers, _padded_averages, _dead_channels),
+    *(_random_crops, _no_integers, _padded_averages, _dead_channels),
 )

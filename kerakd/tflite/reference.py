@@ -5,6 +5,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd import graph
+from kerakd.kinds import OPERATORS, is_transparent
 from kerakd.quantizers import Interval
 from kerakd.tflite.fold import fold
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
@@ -50,7 +51,7 @@ def _float64_copy(layer, folded):
     if isinstance(layer, QuantizedActivation):
         grid, quantizer = folded.grids[layer.name], _as_interval(layer.quantizer)
         return QuantizedActivation(quantizer, name=layer.name, dtype="float64"), [np.float64(grid.step * quantizer.levels()[1])]
-    foreign = isinstance(layer, keras.src.layers.core.tf_op_layer.TFOpLambda) or not type(layer).__module__.startswith("tf_keras.")
+    foreign = (isinstance(layer, OPERATORS) and not is_transparent(layer)) or not type(layer).__module__.startswith("tf_keras.")
     return graph.clone_layer(layer, dtype="float32" if foreign else "float64"), layer.get_weights()
 
 

@@ -6,7 +6,7 @@ import tf_keras as keras
 from kerakd.errors import BadInput
 from kerakd.grids import without_noise
 from kerakd.kinds import computes, is_relu, is_sigmoid, is_transparent
-from kerakd.quantizers import Sigmoid
+from kerakd.quantizers import Sigmoid, Tanh
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import short
 from kerakd.wrapper import QuantizedActivation
@@ -26,7 +26,7 @@ def _is_alone(value, reader):
     call = value.call
     while call.sole_reader is reader and not computes(call.layer, L.Concatenate):
         if isinstance(call.layer, QuantizedActivation):
-            return call.once and not isinstance(call.layer.quantizer, Sigmoid)
+            return call.once and not isinstance(call.layer.quantizer, (Sigmoid, Tanh))
         reader, call = call, call.inputs[0].call
     return False
 
