@@ -60,6 +60,10 @@ def rows_of_images():
     return sequential(L.Conv1D(3, 3, name="c"), L.Flatten(), L.Dense(2), shape=(2, 8, 3))
 
 
+def cropped():
+    return sequential(L.RandomCrop(6, 6, name="crop"), L.Conv2D(3, 3), L.Flatten(), L.Dense(2))
+
+
 def three():
     return sequential(L.Conv2D(3, 3, name="a"), L.Conv2D(3, 3, name="b"), L.Flatten(), L.Dense(2))
 
@@ -82,7 +86,9 @@ TRAPS = {
     "lopsided codes": (three, kerakd.Scheme(Lopsided(4), kerakd.Interval(4)), {"b": "codes from -8 to 7, of which a negative gamma turns the sign"}),
     "called twice": (twice, SCHEME, {"twice": "called 2 times"}),
     "norm called twice": (norm_twice, SCHEME, {"norm": "called 2 times"}),
-    "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "has no integer form"}),
+    "float norm": (simple(L.LayerNormalization(name="ln")), SCHEME, {"ln": "LayerNormalization stays float between integers"}),
+    "softmax": (simple(L.Softmax(name="sm")), SCHEME, {"sm": "Softmax stays float between integers"}),
+    "random crop": (cropped, SCHEME, {"crop": "a RandomCrop, which no file holds"}),
     "unknown": (simple(L.LeakyReLU(name="leaks")), SCHEME, {"leaks": "LeakyReLU is not known"}),
     "rows of images": (rows_of_images, SCHEME, {"c": "a Conv1D of images"}),
     "padded average": (simple(L.AveragePooling2D(2, padding="same", name="p")), SCHEME, {"p": "average pooling with padding"}),
@@ -112,7 +118,7 @@ def test_a_finding_is_what_the_export_does():
     for name, (make, scheme, _) in TRAPS.items():
         student = kerakd.quantize(make(), scheme)
         kerakd.calibrate(student, np.random.default_rng(0).normal(size=(8, *student.input_shape[1:])).astype(np.float32))
-        if name in ("float kernel", "float norm", "unknown", "dead channels"):
+        if name in ("float kernel", "float norm", "softmax", "unknown", "dead channels"):
             kerakd.to_tflite(student)
             continue
         with pytest.raises(BadInput):

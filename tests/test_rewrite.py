@@ -10,7 +10,7 @@ import tf_keras as keras
 
 import kerakd
 from kerakd.errors import BadInput
-from kerakd.quantizers import Interval, Sigmoid
+from kerakd.quantizers import Interval, Sigmoid, Tanh
 from kerakd.rewrite import simplify
 from kerakd.scheme import Scheme, quantize
 from kerakd.wrapper import QuantizedActivation
@@ -143,6 +143,21 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "mean": (IMAGE, lambda x: tf.reduce_mean(x, [1, 2]), {"GlobalAveragePooling2D": 1}),
     "mean with keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=(2, -3), keepdims=True), {"GlobalAveragePooling2D": 1, "Reshape": 1}),
     "mean without keepdims": (IMAGE, lambda x: tf.reduce_mean(x, axis=[1, 2], keepdims=False), {"GlobalAveragePooling2D": 1}),
+    "mean of tokens": (ROW, lambda x: tf.reduce_mean(x, 1), {"Reshape": 1, "GlobalAveragePooling2D": 1}),
+    "mean of tokens with keepdims": (ROW, lambda x: tf.reduce_mean(x, -2, True), {"Reshape": 2, "GlobalAveragePooling2D": 1}),
+    "a bias": (IMAGE, lambda x: tf.nn.bias_add(x, np.float32([1, -2, 3])), LINE),
+    "a bias as Keras adds it": (IMAGE, lambda x: keras.backend.bias_add(x, tf.constant([1.0, -2.0, 3.0]), data_format="channels_last"), LINE),
+    "preprocessing of ResNets": (IMAGE, keras.applications.resnet50.preprocess_input, {"SlicingOpLambda": 1, **LINE}),
+    "preprocessing of DenseNets": (IMAGE, keras.applications.densenet.preprocess_input, LINE),
+    "pads": (IMAGE, lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]]), {"ZeroPadding2D": 1}),
+    "pads with ones": (IMAGE, lambda x: tf.pad(x, [[0, 0], [1, 2], [0, 1], [0, 0]], constant_values=1), KEPT),
+    "pads by reflection": (IMAGE, lambda x: tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]], "REFLECT"), KEPT),
+    "pads of channels": (IMAGE, lambda x: tf.pad(x, [[0, 0], [0, 0], [0, 0], [1, 1]]), KEPT),
+    "clips at 0 and 3": (IMAGE, lambda x: tf.clip_by_value(x, 0, 3.0), {"ReLU": 1}),
+    "clips at -1 and 1": (IMAGE, lambda x: tf.clip_by_value(x, -1.0, 1.0), KEPT),
+    "maximum of x and 0": (IMAGE, lambda x: tf.maximum(0.0, tf.maximum(x, 0.0)), {"ReLU": 2}),
+    "maximum of x and 1": (IMAGE, lambda x: tf.maximum(x, 1.0), KEPT),
+    "maximum of two": (IMAGE, lambda x: tf.maximum(x, branch(x)), {"Dense": 1, **KEPT}),
     "mean of channels": (IMAGE, lambda x: tf.reduce_mean(x, 3), KEPT),
     "mean of rows": ((6, 6), lambda x: tf.reduce_mean(x, [1, 2]), KEPT),
     "mean of all": (IMAGE, lambda x: tf.reduce_mean(x), KEPT),
@@ -341,6 +356,12 @@ def test_a_sigmoid_has_the_grid_of_the_integer_runtimes_and_keeps_it_through_a_f
         assert layer.quantizer == Sigmoid() and layer.quantizer.levels() == (0, 255) and not layer.weights
         assert float(layer.step_size) == 1 / 256
     np.testing.assert_array_equal(again(draw(VECTOR)), student(draw(VECTOR)))
+
+
+def test_the_grid_of_tanh_is_minus_128_to_127_of_128():
+    x = tf.constant([-2.0, -1.0, -0.6 / 128, 0.0, 0.4 / 128, 126.6 / 128, 1.0])
+    np.testing.assert_array_equal(Tanh().quantize(x, {}) * 128, [-128, -128, -1, 0, 0, 127, 127])
+    np.testing.assert_array_equal(Tanh().codes(x, {}), [-128, -128, -1, 0, 0, 127, 127])
 
 
 def test_a_sigmoids_grid_is_0_to_255_of_256():

@@ -592,6 +592,44 @@ def test_scales_of_several_axes_are_no_kernel(activations, layer, capsys):
     assert capsys.readouterr().err == (f"kerakd: may stay float in the file, as README does not list their kind as exact there: {odd}\n" if activations else "")
 
 
+FRAMED = {
+    "pixels": lambda x: L.Rescaling(1 / 255)(x),
+    "pixels of another size": lambda x: L.Rescaling(1 / 255)(L.Resizing(6, 6)(x)),
+    "a part of them": lambda x: L.Rescaling(1 / 255)(L.CenterCrop(6, 6)(x)),
+    "a slice of them": lambda x: L.Rescaling(1 / 255)(x[:, 1:-1, 1:-1]),
+    "rescaled, then of another size": lambda x: L.Resizing(6, 6)(L.Rescaling(1 / 255)(x)),
+}
+
+
+@pytest.mark.parametrize("name", FRAMED)
+def test_pixels_keep_their_256_levels_up_to_the_first_kernel(name):
+    inputs = keras.Input((8, 8, 3))
+    x = L.Conv2D(4, 3, activation="relu", name="first")(FRAMED[name](inputs))
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(x))), USUAL)
+    grids = {layer.name: layer.quantizer.levels() for layer in student.layers if isinstance(layer, QuantizedActivation)}
+    before = list(grids)[: list(grids).index("first_relu_out")]
+    assert before and {grids[name] for name in before} == {(0, 255)}
+
+
+def test_an_overshooting_resizing_and_colors_around_0_are_signed():
+    inputs = keras.Input((8, 8, 3))
+    x = L.Rescaling(1 / 127.5, -1.0, name="scaled")(inputs)
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(x))), USUAL)
+    assert student.get_layer("scaled_out").quantizer.levels() == (-128, 127)
+    x = L.Rescaling(1 / 255)(L.Resizing(6, 6, "bicubic", name="sized")(inputs))
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(x))), USUAL)
+    assert student.get_layer("sized_out").quantizer.levels() == (-128, 127)
+
+
+def test_a_loaded_students_variables_have_their_layers_names(tmp_path):
+    inputs = keras.Input((8, 8, 3))
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(inputs)))))), USUAL)
+    student.save(tmp_path / "student.keras")
+    with kerakd.quantize_scope():
+        loaded = keras.models.load_model(tmp_path / "student.keras")
+    assert [variable.name for variable in loaded.weights] == [variable.name for variable in student.weights]
+
+
 def test_a_convolution_of_an_images_rows_is_quantized_and_not_said_to_be_exact(capsys):
     inputs = keras.Input((2, 8, 3))
     student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.Conv1D(4, 3, name="rows")(inputs)))), USUAL)

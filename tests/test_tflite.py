@@ -10,6 +10,7 @@ from networks import randomize
 
 import kerakd
 from kerakd import BadInput, Interval, KBit, Scheme, Ternary
+from kerakd.quantizers import Sigmoid, Tanh
 from kerakd.tflite import arithmetic, flatfile, reference, runtime, settle, snap, to_tflite, unpack, verify
 from kerakd.tflite import fold as folding
 from kerakd.wrapper import QuantizedActivation
@@ -725,7 +726,26 @@ def dense_norm(x):
     return L.ReLU()(L.BatchNormalization()(L.Dense(8, name="middle")(x)))
 
 
+def shuffled(x):
+    """Half of the channels through a convolution, then the halves in turns."""
+    left, right = tf.split(x, 2, axis=-1)
+    x = L.Concatenate()([left, conv(right, 2, "middle")])
+    sides = x.shape[1:3]
+    return tf.reshape(tf.transpose(tf.reshape(x, [-1, *sides, 2, 2]), [0, 1, 2, 4, 3]), [-1, *sides, 4])
+
+
+def by_operators(x):
+    x = tf.clip_by_value(L.Conv2D(4, 3, name="middle")(tf.pad(x, [[0, 0], [0, 1], [0, 1], [0, 0]])), 0.0, 6.0)
+    return tf.nn.bias_add(tf.maximum(L.Conv2D(4, 3, 2, name="last")(x), 0.0), np.float32([1, -1, 0.5, 2]))
+
+
 REWRITTEN = {
+    "channels in turns": headed(shuffled),
+    "a part of the image": headed(lambda x: conv(x[:, 1:-1, 2:], 4, "middle")),
+    "space to depth and back": headed(lambda x: tf.nn.depth_to_space(conv(tf.nn.space_to_depth(x, 2), 16, "middle"), 2)),
+    "squeezed": headed(lambda x: tf.squeeze(L.GlobalAveragePooling2D(keepdims=True)(x), [1, 2])),
+    "operators": headed(by_operators),
+    "mean of tokens": headed(lambda x: tf.reduce_mean(L.Dense(8, activation="relu", name="middle")(L.Reshape((64, 4))(x)), 1)),
     "swish": headed(lambda x: L.Conv2D(4, 3, activation="swish", name="middle")(x)),
     "hard swish": headed(lambda x: hard_swish(L.Conv2D(4, 3, name="middle")(x))),
     "sigmoid gate": headed(squeeze_excite("sigmoid")),
@@ -766,6 +786,30 @@ def test_an_offset_that_is_one_value_on_channels_of_different_steps_arrives():
 
 
 # What stays float
+
+
+ON_GIVEN_GRIDS = {
+    "softmax": (Sigmoid(), lambda x: L.Softmax(name="given")(x)),
+    "softmax as an activation": (Sigmoid(), lambda x: L.Activation("softmax", name="given")(x)),
+    "tf.nn.softmax": (Sigmoid(), lambda x: tf.nn.softmax(x, name="given")),
+    "tanh": (Tanh(), lambda x: L.Activation("tanh", name="given")(x)),
+    "tf.tanh": (Tanh(), lambda x: tf.tanh(x, name="given")),
+    "length 1": (Tanh(), lambda x: L.UnitNormalization(name="given")(x)),
+    "l2_normalize": (Tanh(), lambda x: tf.math.l2_normalize(x, -1, name="given")),
+}
+
+
+@pytest.mark.parametrize("name", ON_GIVEN_GRIDS)
+def test_what_files_answer_on_a_grid_of_their_own_is_trained_on_it(name):
+    quantizer, answer = ON_GIVEN_GRIDS[name]
+    body = headed(lambda x: conv(answer(L.Conv2D(4, 3, name="middle")(x)), 4, "last"))
+    student = made_student(body, SCHEMES["W4A4"])
+    (found,) = [layer.quantizer for layer in student.layers if isinstance(layer, QuantizedActivation) and layer.quantizer in (Sigmoid(), Tanh())]
+    assert found == quantizer
+    proof = verify(student, to_tflite(student), noise(100))
+    least = 0.99 if name in ("length 1", "l2_normalize") else 1  # of a root in other arithmetic a value may fall on the other side of a tie
+    assert all(layer.equal >= least and layer.max_steps <= 1 for layer in proof.layers) and proof.float_tensors
+    assert proof.logits_equal >= least
 
 
 def drawn():

@@ -116,16 +116,12 @@ def _called_in_training(model, calls):
             yield Finding(call.layer.name, "called with training=True, so no file computes what it does", "leave that to fit", True)
 
 
-def _random_crops(model, calls):
-    for call in calls:
-        if isinstance(call.layer, L.RandomCrop):
-            yield Finding(call.layer.name, "a RandomCrop, which no file holds", "crop before the model", True)
-
-
 def _no_integers(model, calls):
     for call in calls:
         layer = call.layer.layer if isinstance(call.layer, QuantizedLayer) else call.layer
-        if isinstance(layer, FLOAT):
+        if isinstance(layer, L.RandomCrop):
+            yield Finding(layer.name, "a RandomCrop, which no file holds", "crop before the model", True)
+        elif isinstance(layer, FLOAT):
             instead = "a sigmoid" if isinstance(layer, L.Softmax) else "BatchNormalization"
             yield Finding(layer.name, f"{type(layer).__name__} stays float between integers", f"use {instead} if all has to be integer")
         elif type(layer) is L.Conv1D and isinstance(call.layer, QuantizedLayer):
@@ -153,5 +149,5 @@ def _dead_channels(model, calls):
 
 RULES = (
     *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
-    *(_random_crops, _no_integers, _padded_averages, _dead_channels),
+    *(_no_integers, _padded_averages, _dead_channels),
 )
