@@ -13,11 +13,11 @@ INTRODUCTION = """# Measured on CIFAR-10
 
 Students on CIFAR-10's 50,000 training images, tested on all 10,000 test images: ResNet-20 (0.27 million weights), and MobileNetV2 where
 a row says so. A low-bit row's number is that of its int8 `.tflite`, run by LiteRT; a float row's that of the Keras network in float32.
-First and last layer have 8 bits. Rows train in mixed bfloat16, where they don't say float32, and share [common.cfg](cifar10/common.cfg)
+First and last layer have 8 bits. Rows train in mixed bfloat16 unless they say float32, and share [common.cfg](cifar10/common.cfg)
 but for what they set themselves.
 
 Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of
-twice the width, for ten, where the papers train for 100 and more: 100 of each of these runs would take two cores ten days. So the float student is
+twice the width, for ten, where the papers train for 100 and more: a hundred epochs of each of these runs would take two cores ten days. So the float student is
 well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. One float student trained for a
 hundred epochs, `float_100`: the students of the last table start from it, for six more, alone or taught by it. ResNet-56 as the teacher was not
 tried. Two seeds hardly say how far seeds lie apart. Rows that start from a kept network start from the same one in every seed, and all rows
@@ -36,12 +36,12 @@ and `make results` makes these tables and pictures from what is kept. The librar
 gradients too, so the same flags come to these numbers within what seeds lie apart, not to the digit.
 
 *against float*: points, over the seeds that both have, above the float student that trained as long in all, alone: `float`,
-`float_longer` for a row that starts from its weights (6+6 epochs; or from those of `float_taught`, which had the teacher for its six too),
+`float_longer` for a row that starts from the weights of `float` (6+6 epochs) or of `float_taught`, and for `float_12` and `float_taught_longer`,
 `float_3` for three epochs, `float_12` for those that start from three taught epochs, `float_100_longer` for those that start from `float_100`,
 `mobilenet_longer` for MobileNetV2. *zipped*: the bytes of the file, deflated. *file*: *exact* where
-on 1,000 test images every logit of the file and every kernel's code equals that of the snapped Keras copy, whose biases and steps are
-rounded as integers need it; from the settled student, whose own steps are the file's, that moved logits by at most *moved* steps of the
-output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
+every kernel's code, every logit of 1,000 test images and, on 32 of them, every tensor inside equals that of the snapped Keras copy, whose biases
+and steps are rounded as integers need it, and nothing in the file is float; from the settled student, whose own steps are the file's, that
+moved logits by at most *moved* steps of the output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
 the teacher about its views paid for those after it, which read its answers from a cache; the time of three first runs was not kept.
 *teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
 *ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
@@ -150,12 +150,20 @@ def _reached(gains, least):
     if not gains:
         return "not run yet"
     answers, each = {gain >= least for gain in gains}, ", ".join(f"{gain:+.2f}" for gain in gains)
-    return f"{('yes' if answers == {True} else 'no') if len(answers) == 1 else 'not shown'}: {statistics.mean(gains):+.2f} ({each})"
+    told = ("yes" if answers == {True} else "no") if len(answers) == 1 else "not shown"
+    return f"{told}: {statistics.mean(gains):+.2f} ({each})" if len(gains) > 1 else f"{told}, of one seed: {each}"
 
 
 def aims(found):
     """The lines on what was aimed at: how near float the best low-bit rows come, and whether a teacher helps in every low-bit row."""
-    lines = ["## Aims", "", "In points, the mean and that of each seed; not shown: one seed says yes, another no.", "", "| aim | reached |", "|---|---|"]
+    lines = [
+        "## Aims",
+        "",
+        "In points, the mean and that of each seed; not shown: one seed says yes, another no. One seed alone shows little.",
+        "",
+        "| aim | reached |",
+        "|---|---|",
+    ]
     for row, limit in LIMITS.items():
         aim = f"at most {limit} points below" if limit else "not below"
         for other in (ROWS[row].against, *RIVALS.get(ROWS[row].against, ())):

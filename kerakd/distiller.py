@@ -52,14 +52,14 @@ class Distiller(keras.Model):
     Args:
         student: a tf_keras functional model, images -> logits [n, C]; quantized or float.
         teacher: a tf_keras model with the same C, a list of them, or None in mode "alone".
-        mode: a key of MODES.
+        mode: alone, joint, trained_teacher, finetune or co_study (`kerakd.modes`).
         temperature: T > 0 of the soft loss.
-        soft_loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n].
+        soft_loss: kl, cross_entropy, logit_mse, standardized_kl, dist or dkd (`kerakd.losses`), or a function (student logits, teacher logits, T) -> [n].
         soft_weight, hard_weight: in modes with a teacher; None takes the mode's own. Alone the hard loss counts as it is.
         teacher_weights: a number for each teacher; None is 1 for each.
         ensemble: of several teachers, "sum": their weighted soft losses add up, or "mean": one soft loss of their weighted mean logits.
         hints: [(name of a layer of the student, of the first teacher)] whose outputs are compared as well.
-        hint_loss: a key of losses.FEATURES. For "hint" a 1x1 convolution, which learns, brings the student's channels to the teacher's.
+        hint_loss: hint or attention. For "hint" a 1x1 convolution, which learns, brings the student's channels to the teacher's.
         hint_weight: of the hints' losses together.
         teacher_cache: a `kerakd.cache.TeacherCache`: what frozen teachers say of a place is computed once, and read from then on.
     Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher,
@@ -206,8 +206,9 @@ class Distiller(keras.Model):
             dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
             freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
-        Raises: BadInput for a loss of probabilities, a cross-entropy, divergence or AUC of such as a metric, one logit without a loss of its own
-            or with an accuracy by name, a missing teacher_optimizer, kernels that can't be damped or frozen, jit_compile with a teacher_cache.
+        Raises: BadInput for a loss of probabilities; a metric of such (cross-entropy, divergence, AUC) or that compares with 0.5; one logit without
+            a loss of its own, or with an accuracy by name; a missing teacher_optimizer; kernels that can't be damped or frozen; jit_compile with a
+            teacher_cache.
         """
         for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):

@@ -83,9 +83,12 @@ def build(name, rate, steps, variables, warmup_steps=0, weight_decay=0.0, clip_n
         name: a key of BY_NAME.
         rate: the peak learning rate.
         steps: of the whole schedule, warm-up included; a list has a schedule for each of its numbers, one after the other.
+        variables: those that it moves, a list of tf.Variable.
+        warmup_steps: of the first schedule, in steps.
         weight_decay: each step takes learning rate * weight_decay of every kernel away; biases, norms and intervals are left alone.
         clip_norm: of all gradients together, or None.
         schedule: a key of SCHEDULES.
+    Returns: a built tf_keras optimizer.
     Raises: BadInput for an unknown name or schedule.
     """
     if name not in BY_NAME:

@@ -150,6 +150,7 @@ class Ternary(GridQuantizer):
         per_channel: one scale for each output channel (the last axis) rather than one for the layer.
         learned: learn the scale.
     Shapes: w [..., C] of any rank, the scale and the step () or, per channel, [C].
+    Raises: BadInput for another scale, or one beside learned=True.
     """
 
     scale: str = "abs"
@@ -207,6 +208,7 @@ class KBit(GridQuantizer):
         bits: k, 2 to 8.
         signed: the grid on [-1, 1] (weights) or on [0, 1].
     Shapes: x [..., C] of any rank, the step ().
+    Raises: BadInput for bits outside 2..8.
     """
 
     bits: int
@@ -250,6 +252,7 @@ class Interval(GridQuantizer):
             grid for signed activations, as int8 runtimes saturate there.
         learned: False keeps the interval as it was calibrated.
     Shapes: x [..., C] of any rank, I and the step () or, per channel, [C].
+    Raises: BadInput for bits outside 2..8.
     """
 
     bits: int
@@ -308,6 +311,7 @@ class Pact(GridQuantizer):
     Args:
         bits: k, 2 to 8.
     Shapes: x [..., C] of any rank, I and the step ().
+    Raises: BadInput for bits outside 2..8.
     """
 
     bits: int
@@ -350,6 +354,7 @@ class DoReFa(GridQuantizer):
         bits: k, 2 to 8. Codes of 8-bit weights reach 255, beyond int8: they train, but `to_tflite` refuses them.
         signed: weights, or unsigned activations.
     Shapes: x [..., C] of any rank, the step ().
+    Raises: BadInput for bits outside 2..8.
     """
 
     bits: int

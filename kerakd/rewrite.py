@@ -363,7 +363,7 @@ def _both(cls, scale, offset, turned=False):
 def _bias(copier, name, values):
     """x + bias, of each channel."""
     x, bias, *layout = values
-    return _ADDITION(copier, name, [x, bias]) if layout in ([], [None], ["NHWC"]) else None
+    return _ADDITION(copier, name, [x, bias]) if layout in ([], [None], ["NHWC"], ["channels_last"]) else None
 
 
 def _mean(copier, name, values):

@@ -134,7 +134,9 @@ def quantize(model, scheme):
         model: a functional or built Sequential tf_keras model, not yet quantized; nested models come out flat.
         scheme: a Scheme.
     Returns: a functional tf_keras model.
-    Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer.
+    Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer; probabilities instead of logits;
+        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, layers of tfmot. Layers that stay
+        float are named on stderr.
     """
     _check_float(model, scheme)
     simple, sources = simplify(model)

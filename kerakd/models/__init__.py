@@ -29,6 +29,7 @@ def build(name, input_shape, classes, width=1.0, shallow=False):
         classes: length of the logits.
         width: multiplies every number of channels; more than 0.
         shallow: one block of each of the first two stages, to try something out.
+    Returns: a functional model, float32 images [n, *input_shape] -> logits [n, classes].
     Raises: BadInput for an unknown name, no classes, no width.
     """
     if name not in BY_NAME:

@@ -112,7 +112,7 @@ def emulate(data, images, kernels="xnnpack"):
         kernels: "xnnpack", LiteRT's default on x86-64 and ARM, where operators that XNNPACK does not take run in LiteRT's own
             kernels; "builtin", all in LiteRT's own kernels, with one thread on x86-64; or "micro", TFLite Micro's reference kernels.
     Returns: float32 [n, classes].
-    Raises: BadInput for what is not a TFLite file, images of another shape; NotModelled, which is one, for a float operator or one not known here.
+    Raises: BadInput for what is not a TFLite file, images of another shape; NotModelled (a BadInput) for a float operator or one not known here.
     """
     if kernels not in KERNELS:
         raise BadInput(f"kernels: expected one of {', '.join(KERNELS)}, received {kernels!r}")

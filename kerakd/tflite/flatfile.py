@@ -248,6 +248,7 @@ def unpack(data):
     """The fast container from the small one: codes of 4 and 2 bits stored in 8, everything else as it is.
 
     Args: data: bytes of a TFLite file; one without such tensors comes back with the same content.
+    Returns: bytes.
     Raises: BadInput for what is not a TFLite file.
     """
     model = read(data)

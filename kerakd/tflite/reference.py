@@ -70,6 +70,7 @@ def settle(model):
     Args:
         model: a calibrated student; it is not touched.
     Returns: a student of the same structure.
+    Raises: BadInput as `to_tflite`.
     """
     folded = fold(model)
     settled = keras.models.clone_model(model)
