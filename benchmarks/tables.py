@@ -41,8 +41,9 @@ gradients too, so the same flags come to these numbers within what seeds lie apa
 `mobilenet_longer` for MobileNetV2. *zipped*: the bytes of the file, deflated. *file*: *exact* where
 every kernel's code, every logit of 1,000 test images and, on 32 of them, every tensor inside equals that of the snapped Keras copy, whose biases
 and steps are rounded as integers need it, and nothing in the file is float; from the settled student, whose own steps are the file's, that
-moved logits by at most *moved* steps of the output. *minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was the first to ask
-the teacher about its views paid for those after it, which read its answers from a cache; the time of three first runs was not kept.
+moved logits by at most *moved* steps of the output (of `qkd_w3a3_ss_cs` one tensor had 5 other values, before copies rounded as files do).
+*minutes*: of training, wall-clock on a core of a machine that had other work and at times stood still, and of its CPU; a row that was
+the first to ask the teacher about its views paid for those after it, which read its answers from a cache; the time of three first runs was not kept.
 *teacher right on*: of the last epoch's views of training images (of mixed ones, about the greater part); not measured in older runs.
 *ms a step* (empty: not timed yet): of 128 images on one core, the teacher asked where it is at every step, all rows in turn (`python -m
 benchmarks.row_steps`); of several phases the mean over epochs."""

@@ -138,7 +138,7 @@ def test_an_aim_says_how_far_it_is_reached_in_each_seed_or_that_it_is_open():
     accuracies = {"float_longer": [0.8, 0.8], "best_ternary": [0.795, 0.794], "ternary": [0.7], "ternary_b": [0.7], "w4a8": [0.7, 0.7], "w4a8_b": [0.68, 0.73]}
     text = "\n".join(tables.aims(some(**accuracies)))
     assert "| best_ternary at most 0.7 points below float_longer | yes: -0.55 (-0.50, -0.60) |" in text
-    assert "| ternary_b above ternary, which has no teacher | no: +0.00 (+0.00) |" in text
+    assert "| ternary_b above ternary, which has no teacher | no, of one seed: +0.00 |" in text
     assert "| w4a8_b above w4a8, which has no teacher | not shown: +0.50 (-2.00, +3.00) |" in text
     assert "| best_w4a4 not below float_longer | not run yet |" in text
 
