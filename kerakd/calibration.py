@@ -10,7 +10,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import is_transparent
+from kerakd.kinds import is_transparent, keeps_pixels
 from kerakd.wrapper import QuantizedActivation, interval_variables
 
 SMALLEST_OF_KERNELS, SMALLEST_OF_TENSORS = 1e-6, 2e-6  # intervals; a file has no tensor whose 255 steps are less than 1e-6
@@ -89,9 +89,9 @@ def _quantizes_pixels(layer):
 
 
 def _read(layer):
-    """The layers that read its output, past those that pass values on."""
+    """The layers that read its output, past those that keep pixels."""
     for node in layer.outbound_nodes:
-        if is_transparent(node.layer):
+        if keeps_pixels(node.layer):
             yield from _read(node.layer)
         else:
             yield node.layer

@@ -10,7 +10,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
-from kerakd.kinds import PROBABILITIES, TRANSPARENT
+from kerakd.kinds import PROBABILITIES, is_transparent
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
@@ -86,17 +86,18 @@ def check_learners(student, teacher):
         raise BadInput(f"{frozen}: expected trainable variables, as it learns, received none; set {frozen}.trainable = True before `fit`")
 
 
-def check_fit(y=None, callbacks=None, validation_split=0.0, validation_data=None):
+def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
     """Raises BadInput for arguments of `fit` that would fail after the first epoch: validation without labels, a callback that saves a Distiller whole."""
     if isinstance(validation_data, tf.data.Dataset):
         alone = not isinstance(validation_data.element_spec, tuple) or len(validation_data.element_spec) < 2
     else:
-        alone = validation_data is not None and (hasattr(validation_data, "shape") or isinstance(validation_data, (tuple, list)) and len(validation_data) < 2)
-    if alone or validation_split and y is None:
+        pair = isinstance(validation_data, (tuple, list))
+        alone = hasattr(validation_data, "shape") or pair and (len(validation_data) < 2 or validation_data[1] is None)
+    if alone or (validation_split and y is None and not isinstance(x, tf.data.Dataset)):
         argument = "validation_data" if alone else "validation_split"
         raise BadInput(f"{argument}: expected images with labels, received images alone; leave it away, or give their labels")
     for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
-        if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+        if type(callback) is keras.callbacks.ModelCheckpoint and not callback.save_weights_only:
             raise BadInput(
                 "callbacks: expected a ModelCheckpoint of weights, received one of the whole model, and a Distiller is a way to train; "
                 'give ModelCheckpoint("NAME.weights.h5", save_weights_only=True), or a LambdaCallback that calls distiller.student.save'
@@ -118,23 +119,34 @@ def check_metrics(metrics, argument="metrics", one_logit=False):
         metric = keras.metrics.get(one) if named and not entropy else one
         if entropy or _takes_probabilities(metric):
             _refuse_probabilities(argument, one, "metrics", "")
-        told = _threshold(metric)
-        if told:
-            raise BadInput(
-                f"{argument}: expected one of logits, received {metric.name!r}, which compares them with 0.5, a probability; "
-                f"give tf_keras.metrics.{type(metric).__name__} {told}=0{', or top_k=1 for several classes' if hasattr(metric, 'top_k') else ''}"
-            )
+        remedy = _instead(metric)
+        if remedy:
+            name = getattr(metric, "name", getattr(metric, "__name__", one))
+            raise BadInput(f"{argument}: expected one of logits, received {name!r}, which compares them with numbers from 0 to 1; {remedy}")
 
 
-def _threshold(metric):
-    """Which argument of a metric is at its default of 0.5, to which it compares what it is given; "" where none is."""
+def _instead(metric):
+    """What to take for a metric that compares what it is given with 0.5, or with several of 0..1; "" for another."""
+    if metric is keras.metrics.binary_accuracy:
+        return "give tf_keras.metrics.BinaryAccuracy(threshold=0)"
     try:
         config = metric.get_config() if isinstance(metric, keras.metrics.Metric) else {}
     except NotImplementedError:
         config = {}
-    half = {name for name in ("threshold", "thresholds") if name in config and np.ravel(config[name]).tolist() == [0.5]}
-    unset = "thresholds" in config and config["thresholds"] is None and config.get("top_k") is None
-    return "thresholds" if unset else next(iter(half), "")
+    name = f"tf_keras.metrics.{type(metric).__name__}"
+    if "num_thresholds" in config and "from_logits" not in config:
+        return "leave it away"
+    if isinstance(metric, keras.metrics.FBetaScore):
+        return f"give {name}(threshold=None)" if config["threshold"] is not None else ""
+    if "thresholds" in config:
+        unset = config["thresholds"] is None and config.get("top_k") is None
+        classes = f", or {name}(top_k=1) for several classes" if "top_k" in config else ""
+        return f"give {name}(thresholds=0){classes}" if unset or _is_half(config["thresholds"]) else ""
+    return f"give {name}(threshold=0)" if _is_half(config.get("threshold")) else ""
+
+
+def _is_half(threshold):
+    return threshold is not None and np.ravel(threshold).tolist() == [0.5]
 
 
 def _takes_probabilities(one):
@@ -162,7 +174,7 @@ def _refuse_probabilities(argument, one, module, otherwise):
 
 def _ends(value):
     """Whether a tensor is an output, at most through layers that pass values on or quantize them."""
-    passing = [reader for reader in value.readers if isinstance(reader.layer, (QuantizedActivation, *TRANSPARENT))]
+    passing = [reader for reader in value.readers if isinstance(reader.layer, QuantizedActivation) or is_transparent(reader.layer)]
     return value.is_output or any(_ends(out) for reader in passing for out in reader.outputs)
 
 

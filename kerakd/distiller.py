@@ -263,7 +263,7 @@ class Distiller(keras.Model):
         self._check(y, training=True)
         check_learners(self.learning_variables, self.teachers[0] if self.mode.teacher_learns else None)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        check_fit(y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
+        check_fit(x, y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
         self._eval_data_handler = None  # the images that a fit which was stopped validated on: Keras would take them again
         with self.distribute_strategy.scope():
             self._create_variables(x, y)

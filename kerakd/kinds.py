@@ -13,7 +13,7 @@ TRANSPARENT = (  # layers whose output holds values of their input (and zeros), 
     *(L.RandomFlip, L.RandomRotation, L.RandomZoom, L.RandomTranslation, L.RandomContrast, L.RandomBrightness),
 )
 OPERATORS = keras.src.layers.core.tf_op_layer.TFOpLambda  # TensorFlow functions on tensors, as Keras records them
-MOVES = ("split", "getitem", "transpose", "squeeze", "expand_dims", "depth_to_space", "space_to_depth")  # of those, likewise transparent
+MOVES = ("getitem", "squeeze", "expand_dims", "depth_to_space", "space_to_depth")  # of those, likewise transparent
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
 FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # of which the last code is known of no integer form
@@ -44,6 +44,11 @@ def passes_on(layer):
 def frames(layer):
     """Whether it takes a part of its images or another size of them, with values between theirs."""
     return computes(layer, L.CenterCrop, L.RandomCrop) or (computes(layer, L.Resizing) and layer.interpolation in ("nearest", "bilinear", "area"))
+
+
+def keeps_pixels(layer):
+    """Whether what it makes of pixels are pixels: the same, a part of them, or values between theirs."""
+    return is_transparent(layer) or frames(layer)
 
 
 def is_relu(layer):

@@ -11,7 +11,7 @@ import tf_keras as keras
 
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.kinds import KEEPS_SIGN, computes, frames, fuses, has_kernel, is_exact, is_relu, is_sigmoid, is_softmax, is_tanh, is_transparent, passes_on
+from kerakd.kinds import KEEPS_SIGN, computes, fuses, has_kernel, is_exact, is_relu, is_sigmoid, is_softmax, is_tanh, is_transparent, keeps_pixels, passes_on
 from kerakd.quantizers import Interval, Quantizer, Sigmoid, Tanh
 from kerakd.wrapper import kernel_name
 
@@ -47,11 +47,11 @@ def _never_negative(calls):
     known, pixels = set(), {id(value) for call in calls for value in call.inputs if value.call is None} if takes_pixels(calls) else set()
     for call in calls:
         outputs, layer = [id(value) for value in call.outputs], call.layer
-        keeps = is_transparent(layer) or frames(layer) or computes(layer, *KEEPS_SIGN)
+        keeps = keeps_pixels(layer) or computes(layer, *KEEPS_SIGN)
         if is_relu(layer) or is_sigmoid(layer) or is_softmax(layer) or (keeps and all(id(value) in known for value in call.inputs)):
             known.update(outputs)
         scaled = computes(layer, L.Rescaling) and np.all(np.asarray(layer.scale) >= 0) and np.all(np.asarray(layer.offset) >= 0)
-        if (keeps or scaled) and all(id(value) in pixels for value in call.inputs):
+        if (keeps or scaled or is_relu(layer)) and all(id(value) in pixels for value in call.inputs):
             pixels.update(outputs)
     return known, pixels
 
@@ -99,7 +99,8 @@ def plan(model, scheme):
     outputs = []
     for call in calls:
         group = groups[id(call)]
-        quantizer = _output_quantizer(call, ends[group], scheme, signs[group])
+        joined = any(computes(other.layer, L.Concatenate) for other in members[group])
+        quantizer = _output_quantizer(call, ends[group], scheme, signs[group], joined)
         outputs.append(quantizer and (quantizer, group))
     narrowed = _widen(calls, last, outputs, scheme)
     _check_groups(calls, outputs)
@@ -198,11 +199,7 @@ def takes_pixels(calls):
 
     calls: `graph.calls` of it.
     """
-
-    def passing(layer):
-        return is_transparent(layer) or frames(layer)
-
-    readers = [call.layer for call in calls if any(_origin(value, passing) is None for value in call.inputs) and not passing(call.layer)]
+    readers = [call.layer for call in calls if any(_origin(value, keeps_pixels) is None for value in call.inputs) and not keeps_pixels(call.layer)]
     return all(computes(layer, L.Rescaling) and _takes_pixels(layer) for layer in readers)
 
 
@@ -279,7 +276,8 @@ def _kernel_quantizer(call, first, last, scheme):
     return quantizer and quantizer.for_tensor("weights")
 
 
-def _output_quantizer(call, at_the_end, scheme, kind):
+def _output_quantizer(call, at_the_end, scheme, kind, joined):
+    """joined: whether the tensor is one of a concatenation, which has one grid: then what a file would answer on its own is moved to that."""
     reader = call.sole_reader
     if is_transparent(call.layer) or (reader is not None and fuses(call, reader)):
         return None
@@ -288,9 +286,9 @@ def _output_quantizer(call, at_the_end, scheme, kind):
     rule = _rule(scheme, call) or scheme
     if rule.activations is None:
         return None
-    if is_sigmoid(call.layer) or is_softmax(call.layer):
+    if is_sigmoid(call.layer) or (is_softmax(call.layer) and not joined):
         return Sigmoid()
-    if is_tanh(call.layer):
+    if is_tanh(call.layer) and not joined:
         return Tanh()
     if kind == "pixels":
         return rule.signed.for_tensor("unsigned")

@@ -14,6 +14,7 @@ from kerakd.kinds import OPERATORS, computes, is_transparent, sees_padding
 from kerakd.models.bit import StandardizedConv2D
 
 L = keras.layers
+SLICES = keras.src.layers.core.tf_op_layer.SlicingOpLambda  # x[...], as Keras records it
 
 
 def simplify(model):
@@ -323,11 +324,15 @@ def _operator(copier, layer, args, kwargs):
     rule = _OPERATORS.get(layer.symbol.rpartition(".")[2])
     if rule is None:
         return None
-    try:  # in the order of the function's own arguments
-        given = inspect.signature(layer.function).bind(*args, **kwargs).arguments
+    try:  # in the order of the function's own arguments, up to the last that is given
+        bound = inspect.signature(layer.function).bind(*args, **kwargs)
     except (TypeError, ValueError):
         return None
-    return rule(copier, layer.name, [value for key, value in given.items() if key != "name"])
+    given = set(bound.arguments) - {"name"}
+    bound.apply_defaults()
+    names = list(bound.arguments)
+    last = max((names.index(name) for name in given), default=-1)
+    return rule(copier, layer.name, [bound.arguments[name] for name in names[: last + 1] if name != "name"])
 
 
 def _is_per_channel(constant, shape):
@@ -383,6 +388,26 @@ def _pad(copier, name, values):
     if len(x.shape) != 4 or sides is None or sides[0] != [0, 0] or sides[3] != [0, 0] or mode not in ([], ["CONSTANT"], ["CONSTANT", 0]):
         return None
     return copier.new(L.ZeroPadding2D, name, (tuple(sides[1]), tuple(sides[2])))(x)
+
+
+def _transpose(copier, name, values):
+    """Of the axes behind that of the images."""
+    x, axes, *more = values
+    if axes is None or hasattr(axes, "_keras_history") or any(more) or np.ravel(axes)[0] != 0:
+        return None
+    return copier.new(L.Permute, name, [int(axis) % len(x.shape) for axis in np.ravel(axes)[1:]])(x)
+
+
+def _split(copier, name, values):
+    """A slice for each part: those that nobody reads are no part of the copy then, where a file would have them in float."""
+    x, sizes, axis, *_ = (*values, 0) if len(values) == 2 else values
+    if not isinstance(axis, int) or hasattr(sizes, "_keras_history") or axis % len(x.shape) == 0 or x.shape[axis] is None:
+        return None
+    side = x.shape[axis]
+    parts = [side // sizes] * sizes if np.ndim(sizes) == 0 else [int(size) for size in sizes]
+    parts = [side - sum(parts) - 1 if size < 0 else size for size in parts]
+    ends, before = np.cumsum(parts).tolist(), (slice(None),) * (axis % len(x.shape))
+    return [copier.new(SLICES, name, tf.__operators__.getitem)(x, (*before, slice(end - size, end))) for size, end in zip(parts, ends, strict=True)]
 
 
 def _clip(copier, name, values):
@@ -461,6 +486,8 @@ _OPERATORS = {
     **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
     **dict.fromkeys(("reduce_mean",), _mean),
     **dict.fromkeys(("pad",), _pad),
+    **dict.fromkeys(("transpose",), _transpose),
+    **dict.fromkeys(("split",), _split),
     **dict.fromkeys(("clip_by_value",), _clip),
     **dict.fromkeys(("maximum",), _maximum),
     **dict.fromkeys(("concat",), _concat),

@@ -122,7 +122,7 @@ class LayerConfig(QuantizeConfig):
 
 def _named(layer):
     """A scope in which its variables have its name, as they have where a call builds it: a file's are built without one."""
-    return contextlib.nullcontext() if tf.get_current_name_scope().rpartition("/")[2] == layer.name else tf.name_scope(layer.name)
+    return contextlib.nullcontext() if f"/{tf.get_current_name_scope()}".endswith(f"/{layer.name}") else tf.name_scope(layer.name)
 
 
 @keras.utils.register_keras_serializable("kerakd")

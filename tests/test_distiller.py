@@ -1,6 +1,7 @@
 """Laws of the distiller: who is moved by what, the losses in the history, phases, refusals."""
 
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -660,20 +661,28 @@ def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metri
 
 
 @pytest.mark.parametrize(
-    ("metric", "remedy"),
+    ("metric", "remedies"),
     [
-        *((one, "thresholds=0, or top_k=1 for several classes") for one in (keras.metrics.Precision(), keras.metrics.Recall(0.5), "Precision")),
-        *((one, "thresholds=0") for one in (keras.metrics.TruePositives(), keras.metrics.FalseNegatives([0.5]))),
-        *((one, "threshold=0") for one in (keras.metrics.BinaryAccuracy(), keras.metrics.F1Score(threshold=0.5))),
+        *((one, 2) for one in (keras.metrics.Precision(), keras.metrics.Recall(0.5), "Precision")),
+        *((one, 1) for one in (keras.metrics.TruePositives(), keras.metrics.FalseNegatives([0.5]), keras.metrics.BinaryAccuracy(), "binary_accuracy")),
+        *((one, 1) for one in (keras.metrics.F1Score(threshold=0.5), keras.metrics.FBetaScore(threshold=0.3), keras.metrics.binary_accuracy)),
+        *((one, 0) for one in (keras.metrics.SensitivityAtSpecificity(0.9), keras.metrics.PrecisionAtRecall(0.5))),
     ],
 )
-def test_metrics_that_compare_logits_with_a_half_are_refused(metric, remedy):
-    with pytest.raises(BadInput, match=rf"^metrics: expected one of logits, received .*, which compares them with 0.5, a probability; give .* {remedy}$"):
+def test_metrics_that_compare_logits_with_probabilities_are_refused_and_each_remedy_is_taken(metric, remedies):
+    told = r"^metrics: expected one of logits, received .*, which compares them with numbers from 0 to 1; (give tf_keras|leave it away)"
+    with pytest.raises(BadInput, match=told) as refused:
         Distiller(student=net(1), mode="alone").compile("adam", metrics=[metric])
+    found = re.findall(r"tf_keras\.metrics\.(\w+)\((\w+)=(\w+)\)", str(refused.value))
+    assert len(found) == remedies
+    for name, argument, value in found:
+        instead = getattr(keras.metrics, name)(**{argument: None if value == "None" else int(value)})
+        Distiller(student=net(1), mode="alone").compile("adam", metrics=[instead])
 
 
 UNLABELLED = {
     "an array": lambda: {"validation_data": X},
+    "labels that are none": lambda: {"validation_data": (X, None)},
     "a tuple of one": lambda: {"validation_data": (X,)},
     "a dataset": lambda: {"validation_data": tf.data.Dataset.from_tensor_slices(X).batch(8)},
     "a share": lambda: {"validation_split": 0.5},
@@ -703,6 +712,13 @@ def test_a_checkpoint_of_a_whole_distiller_is_refused_before_a_step(tmp_path):
     assert state(model.student) == before
     train(model, callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "best.weights.h5"), save_weights_only=True)])
     assert (tmp_path / "best.weights.h5").exists()
+
+    class OfStudent(keras.callbacks.ModelCheckpoint):
+        def set_model(self, model):
+            super().set_model(model.student)
+
+    train(model, callbacks=[OfStudent(str(tmp_path / "best.keras"))])
+    assert keras.models.load_model(tmp_path / "best.keras").output_shape == model.student.output_shape
 
 
 def test_after_a_fit_that_was_stopped_the_next_validates_on_its_own_images():

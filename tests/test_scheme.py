@@ -596,6 +596,8 @@ FRAMED = {
     "pixels": lambda x: L.Rescaling(1 / 255)(x),
     "pixels of another size": lambda x: L.Rescaling(1 / 255)(L.Resizing(6, 6)(x)),
     "a part of them": lambda x: L.Rescaling(1 / 255)(L.CenterCrop(6, 6)(x)),
+    "clipped": lambda x: tf.clip_by_value(L.Rescaling(1 / 255)(x), 0.0, 1.0),
+    "behind a ReLU": lambda x: L.ReLU()(L.Rescaling(1 / 255)(x)),
     "a slice of them": lambda x: L.Rescaling(1 / 255)(x[:, 1:-1, 1:-1]),
     "rescaled, then of another size": lambda x: L.Resizing(6, 6)(L.Rescaling(1 / 255)(x)),
 }
@@ -609,6 +611,8 @@ def test_pixels_keep_their_256_levels_up_to_the_first_kernel(name):
     grids = {layer.name: layer.quantizer.levels() for layer in student.layers if isinstance(layer, QuantizedActivation)}
     before = list(grids)[: list(grids).index("first_relu_out")]
     assert before and {grids[name] for name in before} == {(0, 255)}
+    with pytest.raises(BadInput, match="expected pixels, 0 and more"):
+        calibrate(student, np.random.default_rng(0).normal(size=(4, 8, 8, 3)).astype(np.float32))
 
 
 def test_an_overshooting_resizing_and_colors_around_0_are_signed():
@@ -623,7 +627,7 @@ def test_an_overshooting_resizing_and_colors_around_0_are_signed():
 
 def test_a_loaded_students_variables_have_their_layers_names(tmp_path):
     inputs = keras.Input((8, 8, 3))
-    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3)(inputs)))))), USUAL)
+    student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, name="block/conv")(inputs)))))), USUAL)
     student.save(tmp_path / "student.keras")
     with kerakd.quantize_scope():
         loaded = keras.models.load_model(tmp_path / "student.keras")

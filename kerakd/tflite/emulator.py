@@ -325,13 +325,25 @@ def _transpose(op):
 def _strided_slice(op):
     x, begin, end, strides = op.inputs
     masks = op.options
-    if masks.ellipsisMask or masks.newAxisMask or masks.shrinkAxisMask or masks.offset:
-        raise NotModelled(f"file: expected a slice of every axis, received STRIDED_SLICE for {op.output.name} that drops or adds some")
+    if masks.ellipsisMask or masks.newAxisMask or masks.shrinkAxisMask & 1 or masks.offset:
+        raise NotModelled(f"file: expected a slice of every image, received STRIDED_SLICE for {op.output.name} that drops some or adds an axis")
     cut = [slice(None)]  # every image
     for axis in range(1, len(x.shape)):
         ends = [None if mask >> axis & 1 else int(value.value[axis]) for mask, value in ((masks.beginMask, begin), (masks.endMask, end))]
-        cut.append(slice(*ends, int(strides.value[axis])))
+        cut.append(int(begin.value[axis]) if masks.shrinkAxisMask >> axis & 1 else slice(*ends, int(strides.value[axis])))
     return x.value[tuple(cut)]
+
+
+def _depth_to_space(op):
+    x, b = op.inputs[0].value, op.options.blockSize
+    n, height, width, depth = x.shape
+    return x.reshape(n, height, width, b, b, depth // b**2).transpose(0, 1, 3, 2, 4, 5).reshape(n, height * b, width * b, depth // b**2)
+
+
+def _space_to_depth(op):
+    x, b = op.inputs[0].value, op.options.blockSize
+    n, height, width, depth = x.shape
+    return x.reshape(n, height // b, b, width // b, b, depth).transpose(0, 1, 3, 2, 4, 5).reshape(n, height // b, width // b, depth * b**2)
 
 
 ENDS = ("QUANTIZE", "DEQUANTIZE")  # the operators that have a float side
@@ -355,4 +367,6 @@ COMPUTED = {
     "SQUEEZE": _reshape,
     "TRANSPOSE": _transpose,
     "STRIDED_SLICE": _strided_slice,
+    "DEPTH_TO_SPACE": _depth_to_space,
+    "SPACE_TO_DEPTH": _space_to_depth,
 }

@@ -40,8 +40,8 @@ class Linear:
     a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
     steps: float64 [C]. bias: int64 [C]. excess: [C], how many times larger the student's own step is, where that is beyond LOUD.
     headroom: what the trained codes are multiplied by.
-    x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0. shape: of one example where it is
-    no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
+    x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0, but one of a kernel of zeros.
+    shape: of one example where it is no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
 
     name: str

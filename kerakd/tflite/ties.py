@@ -83,6 +83,8 @@ def _avoid_sigmoid_ties(call, grid, grids):
     operand, made = grids.get(id(value)), value.call
     while made is not None and is_transparent(made.layer):
         made = made.inputs[0].call
+    if made is not None and isinstance(made.layer, QuantizedActivation) and isinstance(made.layer.quantizer, (Sigmoid, Tanh)):
+        return  # it is given too
     source = made and _source(made.inputs[0].call)
     if operand is None or _agreement(source) is not None or (source is not None and is_sigmoid(source.layer)):
         return
