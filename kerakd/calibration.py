@@ -89,9 +89,9 @@ def _quantizes_pixels(layer):
 
 
 def _read(layer):
-    """The layers that read its output, past those that keep pixels."""
+    """The layers that read its output, past those that keep pixels, or quantize them."""
     for node in layer.outbound_nodes:
-        if keeps_pixels(node.layer):
+        if keeps_pixels(node.layer) or isinstance(node.layer, QuantizedActivation):
             yield from _read(node.layer)
         else:
             yield node.layer
