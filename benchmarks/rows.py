@@ -126,8 +126,14 @@ SECTIONS = {
         "long_w4a4_alone": Row("4-bit weights and activations, no teacher", "float_100_longer"),
         "long_w4a4": Row("4-bit weights and activations, under float_100 itself", "float_100_longer", "long_w4a4_alone"),
         "long_w2a2_alone": Row("2-bit weights and activations, sums of branches in 8 bits, no teacher", "float_100_longer"),
-        "long_w2a2_fast_alone": Row("as long_w2a2_alone, at five times its rate, in float32", "float_100_longer"),
-        "long_w2a2_fast": Row("likewise, under float_100 itself", "float_100_longer", "long_w2a2_fast_alone"),
+        "long_w2a2_fast_alone": Row(
+            "2-bit weights and activations, sums of branches in 8 bits, at five times the rate, in float32, no teacher", "float_100_longer"
+        ),
+        "long_w2a2_fast": Row(
+            "2-bit weights and activations, sums of branches in 8 bits, at five times the rate, in float32, under float_100 itself",
+            "float_100_longer",
+            "long_w2a2_fast_alone",
+        ),
     },
 }
 ROWS = {name: row for rows in SECTIONS.values() for name, row in rows.items()}
