@@ -59,7 +59,9 @@ class Options:
     overwrite: bool = flag(False, "replace files that exist")
     images: int = flag(1000, "test images of the proof; 0: all")
     require: tuple = flag(
-        tuple(name for name in REQUIREMENTS if name != "none"), "what the proof has to show, or nothing is written; repeat it for more", REQUIREMENTS
+        tuple(name for name in REQUIREMENTS if name != "none"),
+        f"what the proof has to show, or nothing is written; {'; '.join(f'{name}: {what}' for name, (what, _) in REQUIREMENTS.items())}; repeat it for more",
+        REQUIREMENTS,
     )
     io: str = flag("float32", "type of the files' input and output; integers are by the scale and zero point in the file", tuple(IO_TYPES))
     codes: str = flag("", "write the trained codes and scales to this .npz file as well")

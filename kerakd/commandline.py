@@ -123,7 +123,9 @@ def parse(argv, cls, extra=()):
     except UnicodeDecodeError as error:
         raise BadInput(f"--flagfile: expected a text file, one flag a line, received one that is no text ({error.reason})") from error
     if values.help:
-        print(f"usage: {argv[0]} [--flagfile=FILE] [flags]\n\n{values.get_help()}")
+        what = sys.modules["__main__"].__doc__ or ""  # of the program, with an example
+        listed = [line for line in values.get_help(include_special_flags=False).splitlines() if not re.fullmatch(r"\S+:", line)]  # but names of modules
+        print("\n\n".join([what.strip(), f"usage: {argv[0]} [--flagfile=FILE] [flags]", "\n".join(listed).strip("\n")]).strip())
         sys.exit(0)
     if rest:
         raise BadInput(f"arguments: expected flags as --name=value, received {rest[0]!r}; --help lists the flags")

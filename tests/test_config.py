@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import re
+import sys
 
 import pytest
 from absl import flags
@@ -126,11 +128,15 @@ def test_parsing_defines_nothing_global():
     assert set(flags.FLAGS) == before
 
 
-def test_help_shows_the_tables_and_exits_zero(capsys):
+def test_help_shows_what_the_program_does_and_the_tables_and_exits_zero(capsys, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "What it does.\n\npython -m it")
     with pytest.raises(SystemExit) as exit:
         parse(["x", "--help"])
     assert exit.value.code == 0
-    shown = " ".join(capsys.readouterr().out.split())
+    out = capsys.readouterr().out
+    assert out.startswith("What it does.\n\npython -m it\n\nusage: x [--flagfile=FILE]") and out.count("--flagfile:") == 1
+    assert not re.search(r"^\S+:$", out, re.MULTILINE)  # no module's name
+    shown = " ".join(out.split())
     assert "trained_teacher" in shown and "shift_flip" in shown and "resnet110" in shown
 
 
