@@ -95,6 +95,13 @@ def shaped(x):
     return L.Permute((2, 1))(x)
 
 
+def moved(x):
+    """Blocks of pixels as channels and back, half of the channels, some of the pixels, one of the tokens."""
+    left, _ = tf.split(tf.nn.space_to_depth(L.Conv2D(4, 2, activation="relu")(x), 2), 2, -1)
+    x = tf.nn.depth_to_space(normed(L.Conv2D(8, 1)(left)), 2)[:, 1:, ::2]
+    return L.Dense(6, activation="relu")(L.Reshape((-1, 2))(x)[:, 3])
+
+
 NETS = {
     "residual": (residual, IMAGE),
     "mobile": (mobile, IMAGE),
@@ -105,6 +112,7 @@ NETS = {
     "divided": (divided, IMAGE),
     "dense": (dense, VECTOR),
     "shaped": (shaped, IMAGE),
+    "moved": (moved, IMAGE),
 }
 ONLY = {"W2A2": ("residual", "mobile", "pooled"), "W3A3 per channel": ("dense", "shaped")}
 CASES = [(net, scheme) for net in NETS for scheme in SCHEMES if net in ONLY.get(scheme, NETS)]

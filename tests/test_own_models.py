@@ -123,15 +123,15 @@ BODIES = {  # and whether all of it is integers
     "pools of operators": (lambda x: conv(tf.nn.max_pool(tf.nn.avg_pool2d(conv(x), 2, 2, "VALID"), [1, 2, 2, 1], [1, 1, 1, 1], "SAME")), True),
     "averages of rows": (
         lambda x: L.AveragePooling1D(3, 3, padding="same")(L.Conv1D(6, 2)(L.AveragePooling1D(3)(L.Reshape((48, 8))(conv(x)[:, :6])))),
-        False,
+        True,
     ),
     "averages of a row": (
         lambda x: L.AveragePooling1D(5, padding="same")(L.Conv1D(6, 2, activation="relu")(L.AveragePooling1D(3, 3)(L.Reshape((64, 8))(conv(x))))),
         True,
     ),
     "resize by its sizes": (lambda x: tf.image.resize(conv(x), tf.shape(x)[1:3] * 2, "nearest"), False),
-    "gate": (lambda x: (y := conv(x)) * L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling2D()(y))[:, None, None, :], False),
-    "crop": (lambda x: conv(x)[:, 1:-1], False),
+    "gate": (lambda x: (y := conv(x)) * L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling2D()(y))[:, None, None, :], True),
+    "crop": (lambda x: conv(x)[:, 1:-1], True),
     "largest": (lambda x: tf.reduce_max(conv(x), [1, 2]), False),
     "one minus": (lambda x: 1.0 - conv(x, activation="relu"), True),
     "one over": (lambda x: 1.0 / (3.0 + conv(x, activation="relu")), False),

@@ -169,6 +169,8 @@ def _taken(operation):
         return 2.0**-16 <= operation.inputs[0].scales[0] * operation.inputs[1].scales[0] / scale < 2.0**8
     if name == "QUANTIZE" and operation.inputs[0].type == "INT8" == operation.output.type:
         return 2.0**-8 <= operation.inputs[0].scales[0] / scale <= 2.0**7
+    if name == "STRIDED_SLICE":
+        return not operation.options.shrinkAxisMask and (operation.inputs[3].value == 1).all()
     return name != "AVERAGE_POOL_2D"
 
 
