@@ -41,14 +41,10 @@ def passes_on(layer):
     return computes(layer, L.Concatenate) or is_transparent(layer)
 
 
-def frames(layer):
-    """Whether it takes a part of its images or another size of them, with values between theirs."""
-    return computes(layer, L.CenterCrop, L.RandomCrop) or (computes(layer, L.Resizing) and layer.interpolation in ("nearest", "bilinear", "area"))
-
-
 def keeps_pixels(layer):
     """Whether what it makes of pixels are pixels: the same, a part of them, or values between theirs."""
-    return is_transparent(layer) or frames(layer)
+    resized = computes(layer, L.Resizing) and layer.interpolation in ("nearest", "bilinear", "area")  # the others overshoot
+    return resized or is_transparent(layer) or computes(layer, L.CenterCrop, L.RandomCrop)
 
 
 def is_relu(layer):

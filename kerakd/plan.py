@@ -88,19 +88,19 @@ def plan(model, scheme):
     _check_overrides(scheme, calls)
     never_negative, pixels = _never_negative(calls)
     groups, last = _groups(calls), _last(calls)
-    members, signs, ends = collections.defaultdict(list), {}, {}
+    members, signs, ends, joined = collections.defaultdict(list), {}, {}, {}
     for call in calls:
         members[groups[id(call)]].append(call)
     for group, theirs in members.items():
         made = {id(call.outputs[0]) for call in theirs}
         signs[group] = "pixels" if made <= pixels else "unsigned" if made <= never_negative else "signed"
         ends[group] = all(_at_the_end(call, last) for call in theirs)
+        joined[group] = any(computes(call.layer, L.Concatenate) for call in theirs)
     kernels = [_kernel_quantizer(call, call is weighted[0], id(call) in last, scheme) if kernel_name(call.layer) else None for call in calls]
     outputs = []
     for call in calls:
         group = groups[id(call)]
-        joined = any(computes(other.layer, L.Concatenate) for other in members[group])
-        quantizer = _output_quantizer(call, ends[group], scheme, signs[group], joined)
+        quantizer = _output_quantizer(call, ends[group], scheme, signs[group], joined[group])
         outputs.append(quantizer and (quantizer, group))
     narrowed = _widen(calls, last, outputs, scheme)
     _check_groups(calls, outputs)

@@ -386,48 +386,39 @@ class DoReFa(GridQuantizer):
         return (2 * straight_through(unit * n, tf.round(unit * n)) - n) * self.step(x, variables)
 
 
-@dataclasses.dataclass(frozen=True, eq=True)
-class Sigmoid(GridQuantizer):
-    """The one grid on which integer runtimes answer a sigmoid or a softmax (TFLite's quantization specification, LOGISTIC and SOFTMAX).
+class Given(GridQuantizer):
+    """A grid on which integer runtimes answer an operation, whatever it is given (TFLite's quantization specification). Nothing to learn or to choose.
 
-    Nothing to learn or to choose.
-
-    Forward:   round(256 * clip(x, 0, 255/256)) / 256: codes 0 to 255.
+    Forward:   round(n * clip(x, low / n, high / n)) / n, of `units` n and codes low to high.
     Backward:  the identity inside the clip, 0 outside.
     Shapes: x [..., C] of any rank, the step ().
     """
 
     takes_half = True
+    units, codes_of = 1, (0, 0)
 
     def levels(self):
-        return 0, 255
+        return self.codes_of
 
     def step(self, x, variables):
-        return tf.constant(1 / 256, arithmetic(x))
+        return tf.constant(1 / self.units, arithmetic(x))
 
     def quantize(self, x, variables):
-        return uniform(x, self.step(x, variables), *self.levels(), inverse=256)
+        return uniform(x, self.step(x, variables), *self.levels(), inverse=self.units)
 
 
 @dataclasses.dataclass(frozen=True, eq=True)
-class Tanh(GridQuantizer):
-    """Likewise of a hyperbolic tangent and of L2 norms (TANH and L2_NORMALIZATION there).
+class Sigmoid(Given):
+    """The grid of a sigmoid and of a softmax (LOGISTIC, SOFTMAX): 0 to 255 of 256."""
 
-    Forward:   round(128 * clip(x, -1, 127/128)) / 128: codes -128 to 127.
-    Backward:  the identity inside the clip, 0 outside.
-    Shapes: x [..., C] of any rank, the step ().
-    """
+    units, codes_of = 256, (0, 255)
 
-    takes_half = True
 
-    def levels(self):
-        return -128, 127
+@dataclasses.dataclass(frozen=True, eq=True)
+class Tanh(Given):
+    """The grid of a hyperbolic tangent and of vectors of length 1 (TANH, L2_NORMALIZATION): -128 to 127 of 128."""
 
-    def step(self, x, variables):
-        return tf.constant(1 / 128, arithmetic(x))
-
-    def quantize(self, x, variables):
-        return uniform(x, self.step(x, variables), *self.levels(), inverse=128)
+    units, codes_of = 128, (-128, 127)
 
 
 BY_NAME = {"ternary": Ternary, "kbit": KBit, "interval": Interval, "pact": Pact, "dorefa": DoReFa}

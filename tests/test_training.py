@@ -103,6 +103,16 @@ def test_estimating_batchnorms_of_a_student_that_has_none_is_said_to_do_nothing(
     assert capsys.readouterr().err.count("kerakd: --batchnorm_batches does nothing for a student without BatchNorms") == said
 
 
+def test_checkpoints_that_a_killed_process_left_of_a_finished_stage_go(tmp_path, monkeypatch):
+    made = run(tmp_path / "run")
+    monkeypatch.setattr(made, "measure", dict)
+    monkeypatch.setattr(training.report, "curves", lambda metrics, path: path.touch())
+    made.directory.save_model("taught_0", made.networks.student())
+    (tmp_path / "run/checkpoints/taught_0").mkdir(parents=True)
+    made.run()
+    assert not (tmp_path / "run/checkpoints/taught_0").exists()
+
+
 # ---- Stages --------------------------------------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import tf_keras as keras
 from kerakd.errors import BadInput
 from kerakd.grids import without_noise
 from kerakd.kinds import computes, is_relu, is_sigmoid, is_transparent
-from kerakd.quantizers import Sigmoid, Tanh
+from kerakd.quantizers import Given
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import short
 from kerakd.wrapper import QuantizedActivation
@@ -26,7 +26,7 @@ def _is_alone(value, reader):
     call = value.call
     while call.sole_reader is reader and not computes(call.layer, L.Concatenate):
         if isinstance(call.layer, QuantizedActivation):
-            return call.once and not isinstance(call.layer.quantizer, (Sigmoid, Tanh))
+            return call.once and not isinstance(call.layer.quantizer, Given)
         reader, call = call, call.inputs[0].call
     return False
 
@@ -83,8 +83,6 @@ def _avoid_sigmoid_ties(call, grid, grids):
     operand, made = grids.get(id(value)), value.call
     while made is not None and is_transparent(made.layer):
         made = made.inputs[0].call
-    if made is not None and isinstance(made.layer, QuantizedActivation) and isinstance(made.layer.quantizer, (Sigmoid, Tanh)):
-        return  # it is given too
     source = made and _source(made.inputs[0].call)
     if operand is None or _agreement(source) is not None or (source is not None and is_sigmoid(source.layer)):
         return
