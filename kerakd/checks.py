@@ -10,7 +10,7 @@ import tf_keras as keras
 from kerakd import graph
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import check_functional
-from kerakd.kinds import PROBABILITIES, is_transparent
+from kerakd.kinds import OPERATORS, PROBABILITIES, is_transparent, operator
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
 L = keras.layers
@@ -66,8 +66,8 @@ def check_logits(model, argument):
     """Raises BadInput if an output of the model comes out of a softmax or a sigmoid: losses and files here are of logits."""
     for call in graph.calls(model):
         layer = getattr(call.layer, "layer", call.layer)
-        operator = getattr(layer, "symbol", "").rpartition(".")[2] in ("softmax", "sigmoid")
-        says = operator or isinstance(layer, L.Softmax) or any(getattr(layer, name, None) in PROBABILITIES for name in ("activation", "function"))
+        applied = isinstance(layer, OPERATORS) and operator(layer) in ("softmax", "sigmoid")
+        says = applied or isinstance(layer, L.Softmax) or any(getattr(layer, name, None) in PROBABILITIES for name in ("activation", "function"))
         if says and any(map(_ends, call.outputs)):
             raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
 

@@ -20,6 +20,11 @@ FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Soft
 EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
 
 
+def operator(layer):
+    """The last name of the function that a layer of OPERATORS applies: "relu6" of tf.nn.relu6."""
+    return layer.symbol.rpartition(".")[2]
+
+
 def computes(layer, *classes):
     """Whether a layer computes what one of these Keras classes does: a subclass that calls or merges in its own way may compute something else."""
     return any(isinstance(layer, cls) and _work(type(layer)) == _work(cls) for cls in classes)
@@ -32,7 +37,7 @@ def _work(cls):
 def is_transparent(layer):
     """Whether it is of TRANSPARENT, or an operator of MOVES on one tensor."""
     if isinstance(layer, OPERATORS):
-        return layer.symbol.rpartition(".")[2] in MOVES and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
+        return operator(layer) in MOVES and all(len(node.keras_inputs) == 1 for node in layer.inbound_nodes)
     return computes(layer, *TRANSPARENT)
 
 
@@ -68,7 +73,7 @@ def is_tanh(layer):
 def _applies(layer, cls, symbol, *functions):
     """Whether a layer is of a class, the operator of that name, or an Activation of one of some functions."""
     if isinstance(layer, OPERATORS):
-        return layer.symbol.rpartition(".")[2] == symbol
+        return operator(layer) == symbol
     return (cls is not None and computes(layer, cls)) or (computes(layer, L.Activation) and layer.activation in functions)
 
 

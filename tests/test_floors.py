@@ -12,7 +12,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 FLOORS = [
     {"errors", "files", "captions", "quiet", "chatter", "commandline", "devices", "halfspeed"},
     {"graph", "keras3", "batchnorm", "augment", "augmenters", "grids", "quantizers", "losses", "optimizers", "shampoo", "models", "data"},
-    {"wrapper", "calibration", "kinds", "rewrite", "plan", "scheme", "recast", "modes", "checks"},
+    {"wrapper", "calibration", "kinds", "operators", "rewrite", "plan", "scheme", "recast", "modes", "checks"},
     {"oscillation", "carry", "hints", "groups", "soft", "panel", "explain", "distiller"},
     {"config", "config_rules", "rundir", "modelfile", "cache", "teachers", "lessons", "tflite"},
     {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},

@@ -12,7 +12,7 @@ import tf_keras as keras
 
 from kerakd import grids, quantizers
 from kerakd.errors import BadInput
-from kerakd.quantizers import DoReFa, GridQuantizer, Interval, KBit, Pact, Ternary, deserialize, parse, serialize
+from kerakd.quantizers import DoReFa, GridQuantizer, Interval, KBit, Pact, Sigmoid, Tanh, Ternary, deserialize, parse, serialize
 
 WIDTHS = range(2, 9)
 KINDS = ("weights", "unsigned", "signed")
@@ -782,3 +782,15 @@ def test_the_last_bits_of_a_sum_in_float64_decide_no_code(nudge):
     middle = -1447 * float.fromhex("0x1.485cp-7")
     x = tf.constant([middle + nudge * np.spacing(middle)], tf.float64)
     assert grids.uniform(x, tf.constant(1.0, tf.float64), -128, 127).numpy() == -14
+
+
+def test_the_grid_of_tanh_is_minus_128_to_127_of_128():
+    x = tf.constant([-2.0, -1.0, -0.6 / 128, 0.0, 0.4 / 128, 126.6 / 128, 1.0])
+    np.testing.assert_array_equal(Tanh().quantize(x, {}) * 128, [-128, -128, -1, 0, 0, 127, 127])
+    np.testing.assert_array_equal(Tanh().codes(x, {}), [-128, -128, -1, 0, 0, 127, 127])
+
+
+def test_a_sigmoids_grid_is_0_to_255_of_256():
+    x = tf.constant([-1.0, 0.0, 0.4 / 256, 0.6 / 256, 0.5, 254.4 / 256, 254.6 / 256, 1.0])
+    np.testing.assert_array_equal(Sigmoid().quantize(x, {}) * 256, [0, 0, 0, 1, 128, 254, 255, 255])
+    np.testing.assert_array_equal(Sigmoid().codes(x, {}), [0, 0, 0, 1, 128, 254, 255, 255])
