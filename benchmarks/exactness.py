@@ -18,7 +18,7 @@ with kerakd.quiet.native_chatter_off():
     import tf_keras as keras
 
     import kerakd
-    from kerakd import batchnorm, data, evaluate, models
+    from kerakd import batchnorm, data, models, scores
     from kerakd.files import write_aside
 
 BATCH = 128
@@ -72,9 +72,9 @@ def prove(net, weights, activations, steps, train_split, test, proving):
     proof = kerakd.verify(student, file, images)
     seconds = time.perf_counter() - start
     return {
-        "float accuracy": evaluate.accuracy(net, test),
-        "Keras accuracy": evaluate.accuracy(student, test),
-        "file accuracy": evaluate.accuracy(file, test),
+        "float accuracy": scores.accuracy(net, test),
+        "Keras accuracy": scores.accuracy(student, test),
+        "file accuracy": scores.accuracy(file, test),
         "images proved": proof.images,
         "logits equal": proof.logits_equal,
         "top1 equal": proof.top1_equal,

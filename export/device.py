@@ -55,7 +55,7 @@ print(megabytes("VmHWM:") - before)
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none or don't go together."""
+    """The flags of this program. Raises: BadInput for values that can't be, or that don't go together."""
 
     model: tuple = flag((), "a .tflite file of one image at a time; repeat it for more")
     threads: str = flag("", "time with this many threads beside 1; empty: the cores that this process may use; with --adb 4")
@@ -71,7 +71,7 @@ class Options:
         if not self.model:
             raise BadInput("--model: expected a .tflite file, received none; give --model=FILE.tflite, once or more")
         if len({pathlib.Path(path).resolve() for path in self.model}) < len(self.model):
-            raise BadInput(f"--model: expected each file once, received {', '.join(self.model)}; leave the repeated one away")
+            raise BadInput(f"--model: expected each file once, received {', '.join(self.model)}; leave the repeated one out")
         if self.runs < 1:
             raise BadInput(f"--runs: expected 1 or more, received {self.runs}; 200 is the default")
         for name in ("benchmark_binary", "serial", "dry_run"):
@@ -89,7 +89,7 @@ class Options:
     def thread_counts(self):
         """1, and the other number of threads if it is another."""
         if self.threads and not (self.threads.isascii() and self.threads.isdigit() and int(self.threads)):
-            raise BadInput(f"--threads: expected a whole number of 1 or more, received {self.threads!r}; leave it away for every core")
+            raise BadInput(f"--threads: expected a whole number of 1 or more, received {self.threads!r}; leave it out for every core")
         return sorted({1, int(self.threads or (4 if self.adb else len(os.sched_getaffinity(0))))})
 
 

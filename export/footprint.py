@@ -66,7 +66,7 @@ VIEWS = (  # layers that write nothing at inference: their output is their input
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none or don't go together."""
+    """The flags of this program. Raises: BadInput for values that can't be, or that don't go together."""
 
     model: tuple = flag((), "a network by name or a .keras or .h5 file, float or quantized; repeat it for more", models.BY_NAME)
     image_size: int = flag(224, "height and width of the images, of a network by name and of a file that leaves them open")
@@ -84,7 +84,7 @@ class Options:
             if name not in models.BY_NAME and not is_file(name):
                 raise BadInput(f"--model: expected one of {', '.join(models.BY_NAME)}, or a .keras or .h5 file, received {name!r}; is it spelled right?")
         if len({pathlib.Path(name).resolve() for name in self.model}) < len(self.model):
-            raise BadInput(f"--model: expected each network once, received {', '.join(self.model)}; leave the repeated one away")
+            raise BadInput(f"--model: expected each network once, received {', '.join(self.model)}; leave the repeated one out")
         for name in ("image_size", "classes", "channels"):
             if getattr(self, name) < 1:
                 raise BadInput(f"--{name}: expected 1 or more, received {getattr(self, name)}; {self.__dataclass_fields__[name].default} is the default")
@@ -295,7 +295,7 @@ def load(name, options):
         raise
     except (ValueError, OverflowError, tf.errors.OpError) as error:
         received = f"--image_size={options.image_size} --classes={options.classes} --channels={options.channels} ({str(error).splitlines()[0][:200]})"
-        raise BadInput(f"sizes: expected some that the network can have, received {received}; leave them away for the defaults") from error
+        raise BadInput(f"sizes: expected some that the network can have, received {received}; leave them out for the defaults") from error
 
 
 def _sized(model, size):

@@ -18,7 +18,7 @@ with quiet.native_chatter_off():
 
     import kerakd
     from export import card
-    from kerakd import commandline, data, evaluate
+    from kerakd import commandline, data, scores
     from kerakd import config as config_module
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
@@ -94,7 +94,7 @@ class Export:
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
         train, test = data.load(self.config.dataset, self.config.data_dir or None, self.config.synthetic, self.config.largest())
-        evaluate.check_classes(self.directory.data().get("classes"), test)
+        data.check_classes(self.directory.data().get("classes"), test)
         self.classes = test.names
         self.test = data.testing(test, size=train.image_shape(self.config.size())[:2], keep=True)
         self.proving, _ = data.arrays(self.test, options.images or None)
@@ -135,7 +135,7 @@ class Export:
         rows += self.student_rows("taught", title, files["int8"])
         rows.append(self.row(f"  {name} in Keras", self.results[name], files["int8"]))
         for container, file in files.items():
-            rows.append(self.row(f"  {name} on the {container} .tflite", evaluate.accuracy(file, self.test), file))
+            rows.append(self.row(f"  {name} on the {container} .tflite", scores.accuracy(file, self.test), file))
         return (
             files,
             {

@@ -70,7 +70,8 @@ def _training_pass(model, images):
 
 
 class Reestimate(keras.callbacks.Callback):
-    """`reestimate` before each validation of a `fit`, so that what is measured, kept and shipped has the same statistics.
+    """`reestimate` before each validation of a `fit`, and at its end where no validation was the last, so that what is measured, kept and
+    shipped has the same statistics.
 
     Training itself does not see them: in training mode a BatchNorm normalizes by its batch.
 
@@ -83,10 +84,15 @@ class Reestimate(keras.callbacks.Callback):
     def __init__(self, student, batches):
         super().__init__()
         _check(student)
-        self.student, self.batches, self.epoch = student, batches, 0
+        self.student, self.batches, self.epoch, self.due = student, batches, 0, False
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch = epoch
+        self.epoch, self.due = epoch, True
 
     def on_test_begin(self, logs=None):
         reestimate(self.student, self.batches(self.epoch))
+        self.due = False
+
+    def on_train_end(self, logs=None):
+        if self.due:
+            self.on_test_begin()

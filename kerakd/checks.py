@@ -25,13 +25,19 @@ def check_labels(labels, classes):
             raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received {low} to {high}")
 
 
-def check_teacher(teacher, student):
-    """Raises BadInput for a teacher of other classes, or of probabilities."""
-    if isinstance(teacher, keras.Model) and not graph.is_functional(teacher):
-        said = teacher(tf.zeros([2, *(size or 32 for size in student.input_shape[1:])]), training=False)  # subclassed: it is only called, never looked into
+def check_teacher(teacher, student, learns=False):
+    """Raises BadInput for a teacher of other classes, of probabilities, or, unless it learns, one that was never called and has weights: random ones."""
+    if isinstance(teacher, keras.Model) and not graph.is_functional(teacher):  # subclassed: it is only called, never looked into
+        fresh, said = not teacher.built, _said_of_nothing(teacher, student)
+        if said is None:  # the first batch will tell
+            return
         theirs = said.shape[-1]
         if bool(tf.reduce_all((said >= 0) & (tf.abs(tf.reduce_sum(said, -1, keepdims=True) - 1) < 1e-3))):
-            raise BadInput("teacher: expected logits, received probabilities, numbers that are positive and add up to 1; leave its softmax away")
+            raise BadInput("teacher: expected logits, received probabilities, numbers that are positive and add up to 1; leave its softmax out")
+        if fresh and teacher.weights and not learns and theirs == student.output_shape[-1]:
+            raise BadInput(
+                "teacher: expected a trained one, received one that was never called, whose weights are random; call it on its images, then load or train them"
+            )
     else:
         check_functional(teacher, "teacher")
         check_logits(teacher, "teacher")
@@ -39,6 +45,17 @@ def check_teacher(teacher, student):
     ours = student.output_shape[-1]
     if theirs != ours:
         raise BadInput(f"teacher: expected {ours} classes, as the student has, received {theirs}; the soft loss compares them class by class")
+
+
+def _said_of_nothing(teacher, student):
+    """What a subclassed teacher says of black images as it was called on, or of the student's size; None where it takes others."""
+    known = teacher.save_spec()
+    asked = known[0][0] if known and known[0] else student._nested_inputs
+    black = tf.nest.map_structure(lambda x: tf.zeros([2, *(size or 32 for size in x.shape[1:])], x.dtype), asked)
+    try:
+        return teacher(black, training=False)
+    except (ValueError, TypeError, tf.errors.InvalidArgumentError):
+        return None
 
 
 def check_apart(teacher, student):
@@ -95,7 +112,7 @@ def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
         alone = hasattr(validation_data, "shape") or pair and (len(validation_data) < 2 or validation_data[1] is None)
     if alone or (validation_split and y is None and not isinstance(x, tf.data.Dataset)):
         argument = "validation_data" if alone else "validation_split"
-        raise BadInput(f"{argument}: expected images with labels, received images alone; leave it away, or give their labels")
+        raise BadInput(f"{argument}: expected images with labels, received images alone; leave it out, or give their labels")
     for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
         if type(callback) is keras.callbacks.ModelCheckpoint and not callback.save_weights_only:
             raise BadInput(
@@ -105,7 +122,8 @@ def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
 
 
 def check_metrics(metrics, argument="metrics", one_logit=False):
-    """Raises BadInput for one of metrics, as `compile` takes them, that would: Keras's of those losses, AUC unless told, those that compare with 0.5.
+    """Raises BadInput for one of metrics, as `compile` takes them, that would read logits as probabilities: one of those losses, AUC unless told
+    from_logits=True, one that compares with a threshold from 0 to 1.
 
     one_logit: whether the student has one: an accuracy by name has its threshold at 0.5 there, which is no logit's.
     """
@@ -135,7 +153,7 @@ def _instead(metric):
         config = {}
     name = f"tf_keras.metrics.{type(metric).__name__}"
     if "num_thresholds" in config and "from_logits" not in config:
-        return "leave it away"
+        return "leave it out"
     if isinstance(metric, keras.metrics.FBetaScore):
         return f"give {name}(threshold=None)" if config["threshold"] is not None else ""
     if "thresholds" in config:

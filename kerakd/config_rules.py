@@ -12,7 +12,7 @@ EXAMPLES = {"dataset": "digits", "student": "resnet8", "phase": "trained_teacher
 
 
 def check(config):
-    """Raises BadInput for a Config of values that are none, or that don't go together."""
+    """Raises BadInput for a Config with a value that can't be, or with values that don't go together."""
     for rule in (_values, _teachers, _phases, _schedule, _learning, _augment, _labels, _soft, _frozen, _read):
         rule(config)
 
@@ -20,8 +20,7 @@ def check(config):
 def _values(config):
     for field in dataclasses.fields(config):
         value, choices = getattr(config, field.name), field.metadata["choices"]
-        optional = field.default == "" or value is None
-        if choices and value not in choices and not (optional and value == "") and not (field.metadata["file"] and is_file(value)):
+        if choices and value not in {*choices, field.default} and not (field.metadata["file"] and is_file(value)):
             also = ", or a .keras or .h5 file" if field.metadata["file"] else ""
             raise BadInput(f"--{field.name}: expected one of {', '.join(choices)}{also}, received {value!r}")
         if isinstance(value, (int, float)) and not 0 <= value < math.inf:
@@ -44,6 +43,8 @@ def _values(config):
     ):
         if getattr(config, name) is not None and not getattr(config, name) > 0:
             raise BadInput(f"--{name}: expected more than 0, received {getattr(config, name)}")
+    if config.freeze and config.freeze > 0.1:
+        raise BadInput(f"--freeze: expected at most 0.1, from which the threshold falls to it, received {config.freeze}")
     for name, last in (("seed", config.seed + config.seeds - 1), ("view_seed", config.view_seed or 0)):
         if last >= 2**32:
             raise BadInput(f"--{name}: expected seeds below 2^32, as NumPy's are, received {last}")
@@ -68,7 +69,7 @@ def _phases(config):
     if needs_teacher and not config.teacher:
         raise BadInput(f"--teacher: expected a network for phase {needs_teacher[0]!r}, received none; give a name or a file")
     if (config.teacher or config.compare) and not needs_teacher:
-        raise BadInput("--phase: expected one with a teacher beside --teacher or --compare, received none; leave those away")
+        raise BadInput("--phase: expected one with a teacher beside --teacher or --compare, received none; leave those out")
     trained = bool(config.teacher) and (config.teacher_epochs > 0 or all(is_file(one.network) for one in config.teachers()))
     for position, (mode, _) in enumerate(config.phases()):
         if mode in ("joint", "finetune") and position:
@@ -178,7 +179,7 @@ def _read(config):
     for name, (needed, there) in needs.items():
         if not there and getattr(config, name) != defaults[name]:
             back = f", or take it back by --{name}=" if defaults[name] is None else ""
-            raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it away{back}")
+            raise BadInput(f"--{name}: expected {needed} beside it, received {getattr(config, name)!r} without one; leave it out{back}")
 
 
 def _intervals(scheme, rules):

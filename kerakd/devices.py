@@ -72,14 +72,14 @@ def devices(name="none", count=0, address=""):
         address: of "tpu": its name or grpc:// address; "local" on a TPU VM.
     Raises: BadInput for more devices than there are, a TF_CONFIG that is missing or no such thing, a TPU that is not there.
     """
+    if name not in NAMES:
+        raise BadInput(f"--distribute: expected one of {', '.join(NAMES)}, received {name!r}")
     if count < 0:
         raise BadInput(f"--devices: expected 0 or more, received {count}")
     if count and name != "mirrored":
         raise BadInput(f"--devices: expected 0 with --distribute={name}, received {count}; it says how many devices --distribute=mirrored takes")
     if address and name != "tpu":
         raise BadInput(f"--tpu: expected none with --distribute={name}, received {address!r}; it is the address for --distribute=tpu")
-    if name not in NAMES:
-        raise BadInput(f"--distribute: expected one of {', '.join(NAMES)}, received {name!r}")
     return {"none": _one, "mirrored": lambda: _mirrored(count), "multi_worker": _multi_worker, "tpu": lambda: _tpu(address)}[name]()
 
 

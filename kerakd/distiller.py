@@ -15,10 +15,11 @@ from kerakd.checks import check_apart, check_fit, check_labels, check_learners, 
 from kerakd.errors import BadInput
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
-from kerakd.groups import LossScales, by_kind, minimize
+from kerakd.groups import LossScales, by_kind, minimize, spare
 from kerakd.modes import mode_named
 from kerakd.panel import Panel, views_of
 from kerakd.soft import SoftLoss, one_hot, right
+from kerakd.wrapper import interval_variables
 
 TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "oscillating", "teacher_accuracy")  # of a history; `evaluate` knows the first two
 
@@ -63,7 +64,7 @@ class Distiller(keras.Model):
         hint_weight: of the hints' losses together.
         teacher_cache: a `kerakd.cache.TeacherCache`: what frozen teachers say of a place is computed once, and read from then on.
     Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher,
-        one that shares what the student learns.
+        one that shares what the student learns, or that was never called.
     """
 
     def __init__(
@@ -90,22 +91,26 @@ class Distiller(keras.Model):
         if len(student.outputs) != 1:
             raise BadInput(f"student: expected one output, the logits, received {len(student.outputs)}; make a model of one of them")
         for one in teachers:
-            check_teacher(one, student)
+            check_teacher(one, student, learns=mode_named(mode).teacher_learns)
             check_apart(one, student)
         check_logits(student, "student")
         _check_weights(soft_weight=soft_weight, hard_weight=hard_weight, hint_weight=hint_weight)
         for name, weight, own in (("hard_weight", hard_weight, 1), ("soft_weight", soft_weight, 0)):
             if not teachers and weight not in (None, own):
                 raise BadInput(f"{name}: expected none without a teacher, received {weight}; alone the hard loss is all that there is")
+        if not hints and (hint_loss, hint_weight) != ("hint", 1.0):
+            raise BadInput(f"hint_loss, hint_weight: expected none without hints, received {hint_loss!r} and {hint_weight}; give hints=, or leave them out")
         self.student = student
         self.teachers = teachers
         self._soft = SoftLoss(soft_loss, temperature, teacher_weights, ensemble, len(teachers))
-        if _replicas() > 1 and (teacher_cache is not None or self._soft.loss is losses.dist):
+        if _replicas() > 1 and (teacher_cache is not None or self._soft.function is losses.dist):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
             raise BadInput(f"{given}: expected none or another under a strategy of {_replicas()} replicas, received one that needs a whole batch")
         self._panel = Panel(student, teachers, hints, hint_loss, hint_weight, teacher_cache)
         self.projectors = [] if self.hints is None else [one for one in self.hints.projectors if one is not None]  # so that Keras saves them
         self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
+        self.output_names = list(student.output_names)  # by which Keras knows labels, metrics and losses that are given as a dict
+        self.built = True  # its networks are
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
         self._loss_scales = LossScales([student, *teachers])
@@ -113,6 +118,7 @@ class Distiller(keras.Model):
         self._trackers = {name: keras.metrics.Mean(name=name) for name in TERMS}
         self.teacher_optimizer = self.weight_interval_optimizer = self.activation_interval_optimizer = None
         self._dampening = self._freezing = self.watch = None
+        self._expects_numbers = self._knows_range = False
         self.enter(mode)
 
     def enter(self, mode, *, hard_weight=None, soft_weight=None):
@@ -125,18 +131,21 @@ class Distiller(keras.Model):
         chosen = mode_named(mode)
         _check_weights(soft_weight=soft_weight, hard_weight=hard_weight)
         if soft_weight and not chosen.teacher:
-            raise BadInput(f"soft_weight: expected none in mode {mode!r}, which has no soft loss, received {soft_weight}; leave it away")
+            raise BadInput(f"soft_weight: expected none in mode {mode!r}, which has no soft loss, received {soft_weight}; leave it out")
         self._panel.check(mode, chosen)
         if self.compiled and chosen.teacher_learns and self.teacher_optimizer is None:
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(mode))
         asked_hard, asked_soft = self._weights_asked if chosen.teacher else (None, None)
         soft = next(w for w in (soft_weight, asked_soft, chosen.soft_weight) if w is not None) if chosen.teacher else 0.0
-        if soft and self.student.output_shape[-1] == 1 and self._soft.loss in losses.OF_PROBABILITIES:
+        if soft and self.student.output_shape[-1] == 1 and self._soft.function in losses.OF_PROBABILITIES:
             raise BadInput(
                 "student: expected two or more logits for this soft_loss, received 1, whose softmax is 1 whatever it is; give one for each class, "
                 'or soft_loss="logit_mse"'
             )
+        before = set() if not hasattr(self, "mode") else {tracker.name for tracker in self.metrics}
         self.mode_name, self.mode, self._soft_weight = mode, chosen, soft
+        for name in {tracker.name for tracker in self.metrics} & self._trackers.keys() - before:
+            self._trackers[name].reset_state()  # Keras resets what `metrics` has, and that before it calls the callbacks of an epoch
         self._hard_weight = next(w for w in (hard_weight, asked_hard, chosen.hard_weight) if w is not None)
         if self.train_function is not None:  # traced anew, also within a fit, from a callback: the step of another mode is another graph
             self.make_train_function(force=True)
@@ -200,20 +209,40 @@ class Distiller(keras.Model):
             loss: of labels and student logits; None is softmax cross-entropy with integer labels.
             teacher_optimizer: needed in modes in which the teacher learns.
             weight_interval_optimizer, activation_interval_optimizer: for the learned intervals of kernels and of
-                activations (QKD has three learning rates); None leaves them to `optimizer`. Keras's callbacks that set a learning rate,
-                as LearningRateScheduler, set that of `optimizer` alone: give the others, and the teacher's, a schedule. Each is given a loss scale of its own
-                where layers compute in float16 (a Keras policy of the networks).
-            dampening: weight of `oscillation.dampening` in the loss; a number, or a function of the step such as optimizers.Ramp.
-            freezing: frequency of oscillation above which a weight is frozen, likewise; None freezes none.
+                activations (QKD has three learning rates); None leaves them to `optimizer`. No optimizer's weight decay reaches them.
+                Keras's callbacks that set a learning rate, as LearningRateScheduler, set that of `optimizer` alone: give the others, and the
+                teacher's, a schedule. Each is given a loss scale of its own where layers compute in float16 (a Keras policy of the networks).
+            dampening: weight of `oscillation.dampening` in the loss, 0 or more; a number, or a function of the step such as optimizers.Ramp.
+            freezing: frequency of oscillation, more than 0 and less than 1, above which a weight is frozen, likewise; None freezes none.
             watch: add to the history `oscillating`, the share of weights of at most 4 bits that oscillate; freezing does so too.
+        A `compute_loss` of a subclass is not called.
+
         Raises: BadInput for a loss of probabilities; a metric of such (cross-entropy, divergence, AUC) or that compares with 0.5; one logit without
-            a loss of its own, or with an accuracy by name; a missing teacher_optimizer; kernels that can't be damped or frozen; jit_compile with a
-            teacher_cache.
+            a loss of its own, or with an accuracy by name; a missing teacher_optimizer, one of intervals that nothing learns; kernels that can't be
+            damped or frozen; jit_compile with a teacher_cache.
         """
-        for given in tf.nest.flatten([optimizer, teacher_optimizer, weight_interval_optimizer, activation_interval_optimizer, loss, metrics]):
+        optimizers = {"optimizer": optimizer, "teacher_optimizer": teacher_optimizer}
+        optimizers |= {"weight_interval_optimizer": weight_interval_optimizer, "activation_interval_optimizer": activation_interval_optimizer}
+        self._check_compile(optimizers, loss, metrics, kwargs)
+        oscillation.check_treatment(self.student, dampening, freezing)
+        hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        optimizers = {name: self._loss_scales.around(one) for name, one in optimizers.items()}
+        spare(optimizers.values(), [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)])
+        super().compile(optimizer=optimizers.pop("optimizer"), loss=hard, metrics=metrics, **kwargs)
+        self._expects_numbers = loss is None
+        self._knows_range = type(hard) is keras.losses.SparseCategoricalCrossentropy and hard.get_config().get("ignore_class") is None
+        for name, one in optimizers.items():
+            setattr(self, name, one)
+        self._dampening, self._freezing = dampening, freezing
+        self.watch = oscillation.Watch(self.student, held=freezing is not None) if watch or freezing is not None else None
+
+    def _check_compile(self, optimizers, loss, metrics, kwargs):
+        """Raises BadInput for what `compile` can't take. optimizers: {argument: optimizer or None}."""
+        optimizer, teacher_optimizer, *others = optimizers.values()
+        for given in tf.nest.flatten([*optimizers.values(), loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
                 raise BadInput(f"compile: expected optimizers, losses and metrics of tf_keras (Keras 2), received {type(given).__name__} of Keras 3")
-        others = [one for one in (weight_interval_optimizer, activation_interval_optimizer) if one is not None]
+        others = [one for one in others if one is not None]
         if any(getattr(one, "use_ema", False) for one in (optimizer, teacher_optimizer, *others)) and (self.teachers or others):
             raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the variables of the others as well")
         if teacher_optimizer is not None and not isinstance(teacher_optimizer, str) and any(one is teacher_optimizer for one in (optimizer, *others)):
@@ -227,16 +256,10 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
             raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
-        hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        super().compile(optimizer=self._loss_scales.around(optimizer), loss=hard, metrics=metrics, **kwargs)
-        self._expects_numbers = loss is None
-        self.teacher_optimizer = self._loss_scales.around(teacher_optimizer)
-        if dampening is not None:
-            oscillation.check(self.student)
-        self._dampening, self._freezing = dampening, freezing
-        self.watch = oscillation.Watch(self.student, held=freezing is not None) if watch or freezing is not None else None
-        self.weight_interval_optimizer = self._loss_scales.around(weight_interval_optimizer)
-        self.activation_interval_optimizer = self._loss_scales.around(activation_interval_optimizer)
+        learned = {kind.split("_")[0] for _, kind, variable in interval_variables(self.student) if variable.trainable}
+        for kind, argument in (("kernel", "weight_interval_optimizer"), ("activation", "activation_interval_optimizer")):
+            if optimizers[argument] is not None and kind not in learned:
+                raise BadInput(f"{argument}: expected none for a student without learned intervals of {kind}s, received one; leave it out")
 
     @property
     def optimizers(self):
@@ -260,6 +283,7 @@ class Distiller(keras.Model):
             callback that saves a Distiller whole; Diverged for a step whose loss is not finite, before it changes any trained weight (not under
             jit_compile: XLA leaves such checks out).
         """
+        y = self._labels(y)
         self._check(y, training=True)
         check_learners(self.learning_variables, self.teachers[0] if self.mode.teacher_learns else None)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
@@ -277,8 +301,16 @@ class Distiller(keras.Model):
             missing = uncalibrated(network)
             if missing:
                 raise BadInput(f"{who}: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate({who}, images) first")
-        if y is not None:
+        if y is not None and self._knows_range:
             check_labels(y, self.student.output_shape[-1])
+
+    def _labels(self, y):
+        """Labels, of a dict those under the name of the student's output."""
+        if isinstance(y, dict):
+            if set(y) != set(self.output_names):
+                raise BadInput(f"labels: expected those of {self.output_names[0]!r}, the student's output, received {', '.join(map(repr, y))}")
+            y = y[self.output_names[0]]
+        return y
 
     def _create_variables(self, x, y):
         """Those of optimizers and metrics, where labels are known: a step that creates variables is traced twice, which takes seconds."""
@@ -295,13 +327,16 @@ class Distiller(keras.Model):
             self.compiled_loss.build(logits)
 
     def _build_optimizers(self):
-        learners = self._groups() + ([(self.teacher_optimizer, self.teachers[0].trainable_variables)] if self.teacher_optimizer and self.teachers else [])
+        learners = self._groups(self.learning_variables)
+        if self.teacher_optimizer and self.teachers:
+            learners.append((self.teacher_optimizer, self.teachers[0].trainable_variables))
         for optimizer, variables in learners:
             if isinstance(optimizer, keras.optimizers.Optimizer):  # a legacy one makes them itself
                 optimizer.build(variables)
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput as `fit`."""
+        y = self._labels(y)
         self._check(y)
         with explained(self.student.output_shape[-1]):
             return super().evaluate(x, y, *args, **kwargs)
@@ -330,8 +365,8 @@ class Distiller(keras.Model):
 
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x = views_of(x)
-        self._check_batch(y)
+        x, y = views_of(x), self._labels(y)
+        self._check_batch(x, y)
         told = self._panel.say(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
         carried = self.carry() if _replicas() == 1 else contextlib.nullcontext()
@@ -345,8 +380,10 @@ class Distiller(keras.Model):
             self._minimize(tape, *shares)
         return self._record(x, y, sample_weight, found)
 
-    def _check_batch(self, y):
-        """Raises BadInput for labels, or none, that this mode and loss can't use."""
+    def _check_batch(self, x, y):
+        """Raises BadInput for labels, or none, and for logits of a teacher that this mode and loss can't use."""
+        if self.mode.teacher_learns and "logits" in x:
+            raise BadInput(f"logits: expected none in mode {self.mode_name!r}, in which the teacher learns and says other things at every step, received some")
         if y is None and not self.mode.frozen_teacher:
             raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
         if self._expects_numbers and y is not None and one_hot(y):
@@ -370,7 +407,7 @@ class Distiller(keras.Model):
 
     @tf.autograph.experimental.do_not_convert
     def _minimize(self, tape, loss, teacher_loss):
-        minimize(tape, loss, self._groups())
+        minimize(tape, loss, self._groups(self.learning_variables if self.mode.teacher else self.student.trainable_variables))  # alone there are no hints
         if teacher_loss is not None:
             minimize(tape, teacher_loss, [(self.teacher_optimizer, self.teachers[0].trainable_variables)])
 
@@ -382,8 +419,10 @@ class Distiller(keras.Model):
         if self.watch is not None:
             self.watch.update(None if self.freezing is None else self._at_this_step(self.freezing))
             self._trackers["oscillating"].update_state(self.watch.share())
+        shown = {tracker.name for tracker in self.metrics}
         for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft), ("hint_loss", found.hint)):
-            self._trackers[name].update_state(value, count)
+            if name in shown:
+                self._trackers[name].update_state(value, count)
         rights = None if y is None or not found.teacher_logits else right(self._soft.mean(found.teacher_logits), y)
         if rights is not None:
             self._trackers["teacher_accuracy"].update_state(rights)
@@ -408,6 +447,7 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise BadInput("labels: expected batches with labels to evaluate on, received images alone; `predict` needs none")
+        y = self._labels(y)
         logits = self(x, training=False)
         hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
         self._trackers["loss"].update_state(hard, count)
@@ -434,12 +474,12 @@ class Distiller(keras.Model):
         """What the student's optimizers move: its variables and the hints' projectors."""
         return self.student.trainable_variables + ([] if self.hints is None else self.hints.trainable_variables)
 
-    def _groups(self):
-        """[(optimizer, its variables)] of the student."""
+    def _groups(self, learning):
+        """[(optimizer, its variables)] of the variables that the student's optimizers move."""
         own = {"kernel_interval": self.weight_interval_optimizer, "activation_interval": self.activation_interval_optimizer}
         own = {kind: optimizer for kind, optimizer in own.items() if optimizer is not None}
         merged = {}  # two kinds may have one optimizer, which takes all of its variables at once
-        for kind, variables in by_kind(self.student, self.learning_variables, own).items():
+        for kind, variables in by_kind(self.student, learning, own).items():
             optimizer = own.get(kind, self.optimizer)
             merged.setdefault(id(optimizer), (optimizer, []))[1].extend(variables)
         return list(merged.values())

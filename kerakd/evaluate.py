@@ -14,7 +14,7 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
-    from kerakd import commandline, data, graph
+    from kerakd import commandline, data, graph, scores
     from kerakd import config as config_module
     from kerakd.captions import caption
     from kerakd.checks import check_classifier
@@ -25,98 +25,7 @@ with quiet.native_chatter_off():
     from kerakd.plan import takes_pixels
     from kerakd.rundir import RunDirectory
     from kerakd.teachers import VALUES, Teacher
-    from kerakd.tflite import flatfile, runtime
-
-BINS = 15  # of confidence, in the calibration error
-
-
-def predictions(predictor, batches):
-    """Logits [n, C] of `predictor`: a Keras model, or the bytes of a TFLite file, which LiteRT runs.
-
-    batches: (images, labels) batch by batch, so that no more than one of them has to be in memory.
-    """
-    if isinstance(predictor, (bytes, bytearray)):
-        return np.concatenate([runtime.run(predictor, np.asarray(images)) for images, _ in batches])
-    return np.concatenate([predictor(images, training=False).numpy() for images, _ in batches])
-
-
-def labels_of(batches):
-    """int64 [n]. Raises: BadInput for labels below 0, by which datasets say that they keep them to themselves."""
-    found = np.concatenate([np.asarray(labels) for _, labels in batches])
-    if found.min(initial=0) < 0:
-        raise BadInput(f"dataset: expected labels of 0 and more, received {found.min()} in the images to test on; take a dataset whose test has labels")
-    return found
-
-
-def accuracy(predictor, batches):
-    """The share of the images whose largest logit is their label's; batches as of `predictions`."""
-    return top1(predictions(predictor, batches), labels_of(batches))
-
-
-def top1(logits, labels):
-    """The share of rows of `logits` [n, C] whose largest is that of `labels` [n]."""
-    return float(np.mean(np.asarray(logits).argmax(-1) == labels))
-
-
-def _log_softmax(logits):
-    logits = np.asarray(logits, np.float64)
-    return logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
-
-
-def agreement(student, teacher):
-    """How near a student's logits are to its teacher's on the same images (FunMatch's evaluators).
-
-    Args: student, teacher: logits [n, C].
-    Returns: {"kl": mean KL(teacher || student), nats, "top1": the share of images on which both name the same class, "top5": on which
-        the teacher's class is among the student's first five, "distance": mean Euclidean distance of the logits}.
-    """
-    log_t, log_s = _log_softmax(teacher), _log_softmax(student)
-    named = np.argmax(teacher, -1)
-    return {
-        "kl": float(np.mean(np.sum(np.exp(log_t) * (log_t - log_s), axis=-1))),
-        "top1": float(np.mean(np.argmax(student, -1) == named)),
-        "top5": _among_first(student, named, 5),
-        "distance": float(np.mean(np.linalg.norm(np.asarray(student, np.float64) - teacher, axis=-1))),
-    }
-
-
-def _among_first(logits, labels, k):
-    """The share of rows in which the label is among the k largest logits; of equal ones the first class counts as larger."""
-    first = np.argsort(-np.asarray(logits), -1, kind="stable")[:, :k]
-    return float(np.mean((first == np.asarray(labels)[:, None]).any(-1)))
-
-
-def scores(logits, labels):
-    """How good logits [n, C] are for labels [n].
-
-    Returns: {"accuracy", "top5": the share of images whose label is among the five largest logits, 1 for five classes and less,
-        "nll": mean negative log-likelihood, nats, "calibration_error": see `calibration_error`}.
-    """
-    labels = np.asarray(labels)
-    return {
-        "accuracy": top1(logits, labels),
-        "top5": _among_first(logits, labels, 5),
-        "nll": float(-np.mean(_log_softmax(logits)[np.arange(len(labels)), labels])),
-        "calibration_error": calibration_error(logits, labels),
-    }
-
-
-def calibration_error(logits, labels):
-    """The expected calibration error: sum over 15 equal bins of confidence, the largest probability, of the share of the images in it
-    times |its accuracy - its mean confidence| (Guo et al. 2017, "On Calibration of Modern Neural Networks", equation 3).
-    """
-    confidence = np.exp(_log_softmax(logits).max(-1))
-    right = np.asarray(logits).argmax(-1) == labels
-    at = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)  # bins are open below and closed above
-    gaps = np.abs(np.bincount(at, right - confidence, BINS))  # in each: how many, times the difference of the means
-    return float(gaps.sum() / len(confidence))
-
-
-def confusion(logits, labels, classes):
-    """int64 [classes, classes]: how many images of a row's class are taken for a column's."""
-    counts = np.zeros((classes, classes), np.int64)
-    np.add.at(counts, (np.asarray(labels), np.asarray(logits).argmax(-1)), 1)
-    return counts
+    from kerakd.tflite import flatfile
 
 
 def figure_of(counts, names, title):
@@ -147,20 +56,13 @@ def figure_of(counts, names, title):
     return figure
 
 
-def worst(counts, names, count=5):
-    """The pairs that are taken for each other most often: [(how many, class, taken for)], the largest first."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:count]
-    return [(int(wrong.flat[at]), names[at // len(counts)], names[at % len(counts)]) for at in order if wrong.flat[at]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none or don't go together."""
+    """The flags of this program. Raises: BadInput for values that can't be, or that don't go together."""
 
     run: str = flag("", "the directory of a run: its models, and its .tflite files where it was exported")
     model: tuple = flag((), "a .tflite, .keras or .h5 file; repeat it for more")
-    dataset: str = flag("", "digits, a TFDS name or folder:DIR, of whose test images the question is; empty: the run's")
+    dataset: str = flag("", "digits, a TFDS name or folder:DIR, whose test images are used; empty: the run's")
     data_dir: str = flag("", "where TFDS keeps its datasets; empty: the run's, or TFDS's default")
     image_size: int = flag(0, "height and width of the images; 0: what each model takes")
     values: str = flag("-1..1", "what a --model takes its images in", tuple(VALUES))
@@ -205,17 +107,7 @@ def _found(options):
     same = not options.dataset or options.dataset == config.dataset
     folders = all(name.startswith(data.FOLDER) for name in (config.dataset, options.dataset or config.dataset))
     expected = directory.data().get("classes") if folders else None
-    trained = pathlib.Path(config.dataset.removeprefix(data.FOLDER)).expanduser()
-    if folders and expected is None and trained.is_dir():  # a run of before they were kept
-        expected = data.folder.find(trained)[0]
     return paths, options.dataset or config.dataset, options.data_dir or config.data_dir, config.synthetic and same, expected
-
-
-def check_classes(expected, split):
-    """Raises BadInput where a run was trained on classes of other names (None: not known), as labels are numbers in the names' order."""
-    apart = sorted(set(expected) ^ set(split.names)) if expected is not None else []
-    if apart:
-        raise BadInput(f"dataset: expected the class folders on which the run was trained, received others in {split.name} ({', '.join(apart)}); rename them")
 
 
 def _loaded(path, values):
@@ -252,7 +144,7 @@ def main():
     loaded = {name: _loaded(path, options.values) for name, path in paths.items()}
     largest = max(options.image_size or shape[0] or 0 for _, shape in loaded.values())
     test = data.load(dataset, data_dir or None, synthetic, largest)[1]
-    check_classes(expected, test)
+    data.check_classes(expected, test)
     found = {}
     width = max(map(len, loaded))
     print(f"{test.name}, {test.count} images\n{'':{width}}  accuracy    top-5      nll  calibration error")
@@ -261,15 +153,15 @@ def main():
         if shape[2] != test.image_shape(size[0])[2]:
             raise BadInput(f"{name}: expected images of {test.image_shape(size[0])[2]} channels, as {test.name} has, received a model of {shape[2]}")
         batches = data.testing(test, size=size)
-        logits, labels = predictions(predictor, batches), labels_of(batches)
+        logits, labels = scores.predictions(predictor, batches), scores.labels_of(batches)
         if logits.shape[-1] != test.classes:
             raise BadInput(f"{name}: expected logits of {test.classes} classes, as {test.name} has, received {logits.shape[-1]}")
-        counts = confusion(logits, labels, test.classes)
-        found[name] = {**scores(logits, labels), "confusion": counts.tolist()}
+        counts = scores.confusion(logits, labels, test.classes)
+        found[name] = {**scores.summary(logits, labels), "confusion": counts.tolist()}
         figures = [found[name][key] for key in ("accuracy", "top5", "nll", "calibration_error")]
         print(f"{name:{width}}  " + "  ".join(f"{value:8.4f}"[:8].rjust(8) for value in figures), flush=True)
     names = test.names or [str(label) for label in range(test.classes)]
-    for times, true, taken in worst(counts, names):
+    for times, true, taken in scores.worst(counts, names):
         print(f"  {name}: {true} taken for {taken} {times} time{'s' * (times > 1)}")
     if options.picture:
         write_aside(options.picture, lambda aside: figure_of(counts, names, f"{name}: accuracy {found[name]['accuracy']:.4f}").savefig(aside, dpi=120))

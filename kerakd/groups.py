@@ -31,6 +31,15 @@ def _takes_gradients(optimizer):
     return all(getattr(type(optimizer), name, None) is getattr(keras.optimizers.Optimizer, name) for name in ("minimize", "compute_gradients"))
 
 
+def spare(optimizers, variables):
+    """Leaves variables out of the weight decay of optimizers, None among them, beside what their owners left out of it."""
+    for optimizer in optimizers:
+        inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
+        if getattr(inner, "weight_decay", None):  # Keras's own method forgets what was left out before
+            left_out = getattr(inner, "_exclude_from_weight_decay", [])
+            inner._exclude_from_weight_decay = [*left_out, *map(inner._var_key, variables)]
+
+
 class LossScales:
     """Loss scales for optimizers of networks that compute in float16, in which small gradients are 0 (Micikevicius et al. 2018)."""
 

@@ -38,6 +38,8 @@ def logit_mse(student, teacher, temperature=1.0):
 def standardized_kl(student, teacher, temperature=1.0):
     """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024, whose T is 2).
 
+    std is that of the C logits, by C; the authors' code divides by C - 1, as a temperature sqrt(C / (C - 1)) of this one does.
+
     A student that says the same of each class, as a head of zeros does, is at a corner: its gradient is some millions of times the usual
     one, which SGD takes as it is and Adam remembers; clip it.
     """

@@ -1,6 +1,7 @@
 """The networks of a run: from their names, from files, and from what the run has trained."""
 
 import contextlib
+import functools
 import io
 import sys
 
@@ -66,7 +67,7 @@ class Networks:
             print("kerakd: --batchnorm_batches does nothing for a student without BatchNorms", file=sys.stderr)
         twice = batchnorm.called_twice(student) if c.batchnorm_batches else []
         if twice:
-            raise BadInput(f"--batchnorm_batches: expected a student whose BatchNorms are called once, received {', '.join(twice)} called twice; leave it away")
+            raise BadInput(f"--batchnorm_batches: expected a student whose BatchNorms are called once, received {', '.join(twice)} called twice; leave it out")
         for finding in lint(student) if c.exports() else ():
             if finding.refused:
                 raise BadInput(f"--student: expected a network that an integer file can hold, received {finding}")
@@ -106,12 +107,11 @@ class Networks:
 
     def teachers(self):
         """The trained teachers on views in -1..1, or a fresh one where it learns from scratch beside the student."""
-        found = []
-        for k, one in enumerate(self.config.teachers()):
-            trained = self.directory.has_model(teacher_name(k))
-            model = self.directory.load_model(teacher_name(k)) if trained else self.teacher(one)
-            found.append(one.prepared(model))
-        return found
+        return [self._trained(k, one) for k, one in enumerate(self.config.teachers())]
+
+    def _trained(self, k, one):
+        name = teacher_name(k)
+        return one.prepared(self.directory.load_model(name) if self.directory.has_model(name) else self.teacher(one))
 
     def given(self):
         """[(name, a function that gives the model, size of its images)] of the files that a run's table says too."""
@@ -120,7 +120,7 @@ class Networks:
             found.append(("float", self.float_student, 0))
         for k, one in enumerate(c.teachers()):
             if is_file(one.network):
-                found.append((teacher_name(k), lambda k=k: self.teachers()[k], one.size))
+                found.append((teacher_name(k), functools.partial(self._trained, k, one), one.size))
         return found
 
 

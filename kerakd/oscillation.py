@@ -1,5 +1,7 @@
 """Medicine for 4 bits and below: kernels that swing between two codes are watched, damped and frozen (Nagel et al. 2022)."""
 
+import math
+
 import tensorflow as tf
 import tf_keras as keras
 
@@ -92,6 +94,16 @@ def _spread(step, shape):
     if step.shape.rank == 0 or step.shape[0] == shape[-1]:
         return step
     return tf.reshape(step, shape[-2:])
+
+
+def check_treatment(student, dampening, freezing):
+    """Raises BadInput for a weight or a threshold, numbers or functions of the step or None, that treats nothing, or a student that can't be treated."""
+    if dampening is not None:
+        if not callable(dampening) and not 0 <= dampening < math.inf:
+            raise BadInput(f"dampening: expected a number of 0 or more, or a function of the step, received {dampening}")
+        check(student)
+    if freezing is not None and not callable(freezing) and (isinstance(freezing, bool) or not 0 < freezing < 1):
+        raise BadInput(f"freezing: expected a frequency between 0 and 1, as 0.01, or a function of the step, received {freezing}")
 
 
 def check(student, held=True):

@@ -22,7 +22,7 @@ class Panel:
             raise BadInput("hints: expected none beside teacher_cache, which holds logits and no features, received both")
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
-        self.teachers, self.cache = teachers, cache
+        self.teachers, self.cache, self.classes = teachers, cache, student.output_shape[-1]
         self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
 
     def check(self, name, mode):
@@ -41,6 +41,9 @@ class Panel:
     def views(self, x):
         """What each teacher sees, of a dict of views. Raises: BadInput for images of another size than a teacher takes."""
         views = x["teachers"] if "teachers" in x else [x["student"]] * len(self.teachers)
+        if not isinstance(views, (tuple, list)) or len(views) != len(self.teachers):
+            received = len(views) if isinstance(views, (tuple, list)) else type(views).__name__
+            raise BadInput(f"teachers: expected in each batch a tuple of {len(self.teachers)}, a view for each teacher, received {received}")
         for teacher, view in zip(self.teachers, views, strict=True):
             if not is_functional(teacher) or len(teacher.inputs) != 1 or not hasattr(view, "shape"):
                 continue  # what it takes is for Keras to find out
@@ -55,6 +58,9 @@ class Panel:
     def ask(self, x):
         """What frozen teachers say of a batch, a dict of views: float32 [n, teachers, C]."""
         said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, self.views(x), strict=True)]
+        for logits in said:  # of a subclassed teacher that was not built before
+            if logits.shape.rank != 2 or logits.shape[1] != self.classes:
+                raise BadInput(f"teacher: expected logits [n, {self.classes}], as the student has, received {tuple(logits.shape)}")
         return tf.stack(said, axis=1)
 
     def say(self, x):
@@ -62,6 +68,9 @@ class Panel:
         if "logits" in x:
             if self.hints is not None:
                 raise BadInput("hints: expected batches of which the teacher is asked, received ones with its logits, which have no features")
+            expected, shape = (len(self.teachers), self.classes), tf.TensorShape(x["logits"].shape)
+            if shape.rank != 3 or tuple(shape[1:]) != expected:
+                raise BadInput(f"logits: expected in each batch those of all teachers, [n, {expected[0]}, {expected[1]}], received {tuple(shape)}")
             return tf.unstack(x["logits"], axis=1), []
         if self.cache is not None:
             if "known" not in x:

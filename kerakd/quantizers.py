@@ -40,7 +40,7 @@ def _check_float(x, who):
 
 
 def _once_calibrated(x, variables):
-    """x, if its intervals are numbers; in a graph they are asked when it runs, and only those that were none while it was traced. XLA leaves that out."""
+    """x; raises where an interval is NaN. In a graph only those are asked, each time it runs, that were NaN while it was traced; XLA leaves that out."""
     for interval in variables.values():
         if not isinstance(interval, tf.Variable):
             continue

@@ -1,4 +1,4 @@
-"""Imported first by every program, and by nothing on the floors below them: TensorFlow's chatter off, no Keras 3.
+"""What every program imports first, and no module of the library: TensorFlow's chatter off, no Keras 3.
 
 `tf.keras` is Keras 2 then, which keras_cv asks for.
 """

@@ -1,4 +1,4 @@
-"""Pictures of runs: the learning curves of one, which kerakd.train draws, and several runs side by side.
+"""Pictures of runs side by side, and a page that shows each of them.
 
 python -m kerakd.report --run=runs/r18_ternary_a --run=runs/r18_ternary --out=report.png
 python -m kerakd.report --run=runs/digits --out=report.html
@@ -20,7 +20,7 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 with quiet.native_chatter_off():
     import numpy as np
 
-    from kerakd import commandline, page
+    from kerakd import commandline, curves, page
     from kerakd.captions import caption
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
@@ -28,61 +28,12 @@ with quiet.native_chatter_off():
     from kerakd.rundir import RunDirectory
     from kerakd.runs import BARE, STUDENT, WIDTHS, gains, labels, mean_of, read, short
 
-COLOURS = {"teacher": "tab:gray", "float": "tab:green", "alone": "tab:orange", "taught": "tab:blue"}
 COLUMNS = ("run", "phases", "weights", "activations", "alone", "taught", "gain", "teacher")
-
-
-def figure_of(rows):
-    """Test error and training loss against epochs, a colour for each kind of network: thin for each seed, thick for their mean.
-
-    Args: rows: RunDirectory.metrics().
-    Returns: a matplotlib Figure of two axes.
-    """
-    from matplotlib.figure import Figure  # half a second's import, needed at the end of a run
-
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for kind in dict.fromkeys(row["stage"].split("_")[0] for row in rows):
-        stages = list(dict.fromkeys(row["stage"] for row in rows if row["stage"].split("_")[0] == kind))
-        errors = [[100 * (1 - row["val_accuracy"]) for row in rows if row["stage"] == stage] for stage in stages]
-        losses = [[row["loss"] for row in rows if row["stage"] == stage] for stage in stages]
-        label = kind if len(stages) == 1 else f"{kind}, mean of {len(stages)}{' seeds' * (kind != 'teacher')}"
-        for axes, curves in ((left, errors), (right, losses)):
-            _draw(axes, curves, label, COLOURS.get(kind))
-    left.set(title="Test error", xlabel="epoch", ylabel="%", ylim=(0, None))
-    right.set(title="Training loss, all terms", xlabel="epoch", ylabel="nats", yscale="log")
-    for axes in (left, right):
-        _epochs(axes)
-    left.legend()
-    return figure
-
-
-def _draw(axes, curves, label, colour):
-    """One kind's curves; a network that trained for a few epochs shows its points."""
-    epochs = np.arange(1, len(curves[0]) + 1)
-    marker = "o" if len(epochs) < 5 else None
-    if len(curves) > 1:
-        for curve in curves:
-            axes.plot(epochs, curve, color=colour, linewidth=0.6, alpha=0.4)
-    axes.plot(epochs, np.mean(curves, axis=0), color=colour, linewidth=1.8, marker=marker, label=label)
-
-
-def _epochs(axes):
-    """Whole numbers on the axis of epochs, and a grid."""
-    from matplotlib.ticker import MaxNLocator
-
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-
-
-def curves(rows, path):
-    """Writes `figure_of(rows)` as a PNG to `path`."""
-    write_aside(path, lambda aside: figure_of(rows).savefig(aside, dpi=120))
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none or don't go together."""
+    """The flags of this program. Raises: BadInput for values that can't be, or that don't go together."""
 
     run: tuple = flag((), "the directory of a complete run; repeat it for more")
     out: str = flag("report.png", "the picture, or a page, .html, with that and more")
@@ -92,7 +43,7 @@ class Options:
         if not self.run:
             raise BadInput("--run: expected the directory of a run, received none; give --run=DIR, once or more")
         if len({pathlib.Path(path).resolve() for path in self.run}) < len(self.run):
-            raise BadInput(f"--run: expected each run once, received {', '.join(self.run)}; leave the repeated one away")
+            raise BadInput(f"--run: expected each run once, received {', '.join(self.run)}; leave the repeated one out")
         commandline.check_new("out", self.out, (".png", ".html"), self.overwrite)
 
 
@@ -151,15 +102,15 @@ def draw_errors(axes, runs):
     seeds = {len(run.errors) for run in runs}
     for run, colour, name in zip(runs, colours, labels(runs)):
         own = f" (mean of {len(run.errors)} seeds)" if len(seeds) > 1 and len(run.errors) > 1 else ""
-        _draw(axes, run.errors, caption(name + own), colour)
+        curves.draw(axes, run.errors, caption(name + own), colour)
     users = collections.defaultdict(list)
     for run, colour in zip(runs, colours):
         if run.teacher is not None:
             users[100 * (1 - run.teacher)].append((run.name, colour))
     for error, own in users.items():
         label = caption(f"teacher of {', '.join(name for name, _ in own)}") if len(own) < len(runs) else "teacher"
-        axes.axhline(error, color=COLOURS["teacher"] if len(own) > 1 else own[0][1], linestyle="--", linewidth=1.2, label=label)
-    _epochs(axes)
+        axes.axhline(error, color=curves.COLOURS["teacher"] if len(own) > 1 else own[0][1], linestyle="--", linewidth=1.2, label=label)
+    curves.epochs_axis(axes)
     title = f"Test error, mean of {seeds.pop()} seeds" if len(seeds) == 1 and len(runs[0].errors) > 1 else "Test error"
     axes.set(title=title, xlabel="epoch", ylabel="%", ylim=(0, _top(runs)))
 
@@ -211,7 +162,7 @@ def html(runs, directories):
     """The page of runs and their directories, as text."""
     sections = [("Runs", [("pre", table(runs)), figure_of_runs(runs)])]
     for run, directory in zip(runs, directories, strict=True):
-        sections += page.sections_of(run.name, directory, figure_of(directory.metrics()))
+        sections += page.sections_of(run.name, directory, curves.figure_of(directory.metrics()))
         sections.append((f"{run.name}: flags", [("pre", run.config.text())]))
     return page.page("kerakd: " + ", ".join(run.name for run in runs), sections)
 

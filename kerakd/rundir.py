@@ -83,7 +83,7 @@ class RunDirectory:
                 f"--workdir: expected a new or empty directory, received {self.path}, which holds files that are not a run's; nothing was touched, take another"
             )
         if resume and not flags.exists():
-            raise BadInput(f"--resume: expected a run in {self.path}, received none; leave --resume away to start one")
+            raise BadInput(f"--resume: expected a run in {self.path}, received none; leave --resume out to start one")
         if resume and _at_home(flags.read_text()) != _at_home(text):
             changed = set(flags.read_text().splitlines()) ^ set(text.splitlines())
             raise BadInput(

@@ -12,7 +12,22 @@ from kerakd.errors import BadInput
 from kerakd.rundir import RunDirectory
 
 SCHEMES = {"joint": "A: joint", "trained_teacher": "B: trained_teacher", "finetune": "C: finetune"}  # Apprentice's letters
-STUDENT = ("dataset", "synthetic", "image_size", "shrink", "student", "student_width", "weights", "activations", "first", "last", "sums", "override")
+STUDENT = (
+    "dataset",
+    "synthetic",
+    "image_size",
+    "shrink",
+    "student",
+    "student_width",
+    "weights",
+    "activations",
+    "signed",
+    "first",
+    "last",
+    "sums",
+    "override",
+    "calibration",
+)
 WIDTHS = ("weights", "activations")
 BARE = ("phase", "student")  # flags whose values speak for themselves
 SILENT = ("data_dir", "teacher_cache", "compare", "watch", "seeds", "steps_per_execution")  # flags that change no student

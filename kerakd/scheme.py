@@ -97,7 +97,7 @@ def _check_float(model, scheme):
         if type(layer).__module__.startswith("tensorflow_model_optimization."):
             raise BadInput(f"model: expected layers of Keras, received {layer.name!r}, tfmot's {type(layer).__name__}; take the model before tfmot changed it")
         if getattr(layer, "activity_regularizer", None) is not None:
-            remedy = "leave the layer away" if isinstance(layer, L.ActivityRegularization) else "set it to None"
+            remedy = "leave the layer out" if isinstance(layer, L.ActivityRegularization) else "set it to None"
             raise BadInput(f"model: expected no activity_regularizer, received one of {layer.name!r}; {remedy} and add its loss in the training step")
         if isinstance(layer, L.Masking):
             raise BadInput(f"model: expected layers without masks, received {layer.name!r}; multiply what is to be left out by 0")

@@ -20,7 +20,7 @@ with quiet.native_chatter_off():
     import numpy as np
     import tqdm
 
-    from kerakd import commandline, data, evaluate, graph
+    from kerakd import commandline, data, graph, scores
     from kerakd import config as config_module
     from kerakd.calibration import fit_weight_intervals
     from kerakd.commandline import flag
@@ -46,7 +46,7 @@ class Kernels:
     """
 
     def __init__(self, net, outer, batches, quantizer):
-        self.net, self.batches, self.labels, self.quantizer = net, batches, evaluate.labels_of(batches), quantizer
+        self.net, self.batches, self.labels, self.quantizer = net, batches, scores.labels_of(batches), quantizer
         weighted = [call.layer for call in graph.calls(simplify(net)[0]) if kernel_name(call.layer)]
         self.sizes = {layer.name: int(np.prod(getattr(layer, kernel_name(layer)).shape)) for layer in weighted}
         ends = (weighted[0].name, weighted[-1].name)
@@ -54,15 +54,15 @@ class Kernels:
         self.names = [name for name in self.sizes if name not in ends]
         if not self.names:
             raise BadInput(f"--run: expected a network with a kernel between its first and its last, received {net.name!r} with {len(self.sizes)}")
-        self.logits = evaluate.predictions(net, batches)
+        self.logits = scores.predictions(net, batches)
 
     def judge(self, widths):
         """{"accuracy", "kl": mean KL(float || lowered), nats} with {layer: bits}; the others stay float."""
         rules = {f"^{re.escape(name)}$": Scheme(dataclasses.replace(self.quantizer, bits=width), None) for name, width in widths.items()}
         lowered = quantize(self.net, Scheme(None, None, first=None, last=None, overrides=rules))
         fit_weight_intervals(lowered, "mse")
-        logits = evaluate.predictions(lowered, self.batches)
-        return {"accuracy": evaluate.top1(logits, self.labels), "kl": evaluate.agreement(logits, self.logits)["kl"]}
+        logits = scores.predictions(lowered, self.batches)
+        return {"accuracy": scores.top1(logits, self.labels), "kl": scores.agreement(logits, self.logits)["kl"]}
 
     def bytes(self, widths):
         """Of all kernels at {layer: bits}, 32 where there is none."""
@@ -139,11 +139,11 @@ def figure_of(found, accuracy):
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none."""
+    """The flags of this program. Raises: BadInput for values that can't be."""
 
     run: str = flag("", "the directory of a complete run with a float student")
     widths: str = flag("2,3,4,8", "bits that kernels are tried at")
-    images: int = flag(2000, "training images that are asked")
+    images: int = flag(2000, "how many training images to measure on")
     budget: int = flag(0, "bytes that all kernels may take; 0: none")
     trained: str = flag("", "the directory of a run with the widths that were proposed: its accuracy is printed beside the prediction")
     picture: str = flag("", "a .png of what each layer loses")
@@ -176,9 +176,9 @@ def _float_net(directory, config):
 
 
 def _batches(net, config, count, classes):
-    """[(images, labels)] of the first `count` images of a run's training split, whole."""
+    """[(images, labels)] of `count` images of a run's training split, whole: the first in the order of its first epoch."""
     train, _ = data.load(config.dataset, config.data_dir or None, config.synthetic, config.largest())
-    evaluate.check_classes(classes, train)
+    data.check_classes(classes, train)
     count = min(count, train.count)
     views = data.training(train, view="whole", size=tuple(net.input_shape[1:3]), batch_size=count, seed=config.seed, epochs=1)
     images, labels = next(views.take(1).as_numpy_iterator())
@@ -222,7 +222,7 @@ def main():
     outer = kernels.bytes({**kernels.fixed, **dict.fromkeys(kernels.names, 0)})
     if options.budget:  # before the minutes that the losses take
         check_budget(dict.fromkeys(kernels.names, min(options.bits)), kernels.sizes, options.budget, outer)
-    accuracy, count = evaluate.top1(kernels.logits, kernels.labels), len(kernels.labels)
+    accuracy, count = scores.top1(kernels.logits, kernels.labels), len(kernels.labels)
     found = losses(kernels, options.bits, shown=sys.stderr.isatty())
     print(f"{net.name}: accuracy {accuracy:.4f} in float on {count} training images; lost where one kernel is lowered, in percentage points")
     print(_table(found, kernels.sizes, accuracy))

@@ -17,7 +17,7 @@ class SoftLoss:
     "mean":  loss(z_S, sum(w_k * z_k) / sum(w_k), T)
 
     Args:
-        loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n].
+        loss: a key of losses.BY_NAME, or a function (student logits, teacher logits, T) -> [n]; functools.partial(losses.dkd, beta=0.5) is dkd.
         temperature: T > 0.
         weights: a number for each teacher, or None: 1 for each.
         ensemble: of ENSEMBLES.
@@ -36,6 +36,9 @@ class SoftLoss:
         if len(given) != teachers or not all(0 < weight < math.inf for weight in given):
             raise BadInput(f"teacher_weights: expected a positive number for each of {teachers} teachers, received {weights}")
         self.loss = loss if callable(loss) else losses.BY_NAME[loss]
+        self.function = getattr(self.loss, "func", self.loss)  # of a functools.partial that sets its other arguments
+        if self.function is losses.logit_mse and temperature != 1:
+            raise BadInput(f"temperature: expected 1 with logit_mse, which knows none, received {temperature}")
         self.temperature, self.weights, self.ensemble = temperature, given, ensemble
 
     def __call__(self, logits, teacher_logits, y):
@@ -50,7 +53,7 @@ class SoftLoss:
 
     def between(self, learner, target, y):
         """[n], of two networks' logits. Raises: BadInput for labels that the loss can't use."""
-        if self.loss not in losses.WITH_LABELS:
+        if self.function not in losses.WITH_LABELS:
             return self.loss(learner, target, self.temperature)
         if y is None:
             raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")

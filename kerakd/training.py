@@ -6,7 +6,7 @@ import sys
 
 import tf_keras as keras
 
-from kerakd import batchnorm, data, evaluate, optimizers, report
+from kerakd import batchnorm, curves, data, optimizers, scores
 from kerakd.checks import broken, check_finite, first_not_finite
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
@@ -259,21 +259,21 @@ class Training:
         return self._tests[size]
 
     def accuracy(self, model):
-        return evaluate.accuracy(model, self.tests())
+        return scores.accuracy(model, self.tests())
 
     def measure(self):
         """{network: test accuracy}; prints how near each taught student is to its first teacher, as that ended."""
         titles = {stage.name: stage.title for stage in self.stages if stage.name.split("_")[0] == "taught" and self.config.taught()}
-        results, labels, teacher = {}, evaluate.labels_of(self.tests()), None
+        results, labels, teacher = {}, scores.labels_of(self.tests()), None
         trained = [(stage.name, functools.partial(self.directory.load_model, stage.name), stage.size) for stage in self.stages]
         for name, model, size in self.networks.given() + trained:
-            logits = evaluate.predictions(model(), self.tests(size))
-            results[name] = evaluate.top1(logits, labels)
+            logits = scores.predictions(model(), self.tests(size))
+            results[name] = scores.top1(logits, labels)
             teacher = logits if name == teacher_name(0) else teacher
             if name in titles:
                 learned = f"{name}_teacher"
-                told = evaluate.predictions(self.directory.load_model(learned), self.tests()) if self.directory.has_model(learned) else teacher
-                print(f"{titles[name]}: with its teacher " + "  ".join(f"{what} {value:.4f}" for what, value in evaluate.agreement(logits, told).items()))
+                told = scores.predictions(self.directory.load_model(learned), self.tests()) if self.directory.has_model(learned) else teacher
+                print(f"{titles[name]}: with its teacher " + "  ".join(f"{what} {value:.4f}" for what, value in scores.agreement(logits, told).items()))
         return results
 
     def run(self):
@@ -287,6 +287,6 @@ class Training:
         self.keeping.heed()
         results = self.measure()
         with self.directory.writing("curves.png") as path:
-            report.curves(self.directory.metrics(), path)
+            curves.write(self.directory.metrics(), path)
         self.directory.save_results(results)
         return results

@@ -118,8 +118,22 @@ def test_in_fit_the_statistics_are_those_of_the_epochs_batches_before_each_valid
     views = [RNG.normal(size=(8, 8, 8, 1)).astype(np.float32) for _ in range(4)]
     callback = batchnorm.Reestimate(student, lambda epoch: batches(epoch) and views[epoch : epoch + 2])
     student.fit(images, labels, validation_data=(images, labels), epochs=2, verbose=0, callbacks=[callback])
-    assert asked == [0, 1]
+    assert asked == [0, 1]  # and not again at the end: nothing moved since
     kept = student.get_weights()
     batchnorm.reestimate(student, views[1:3])
+    for a, b in zip(kept, student.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("validation", [{}, {"validation_data": True, "validation_freq": 2}])
+def test_in_fit_the_last_epochs_statistics_are_estimated_without_a_validation_behind_it_too(validation):
+    student = models.build("resnet8", (8, 8, 1), 10, 0.25)
+    images, labels = RNG.normal(size=(16, 8, 8, 1)).astype(np.float32), np.arange(16) % 10
+    student.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    views = [RNG.normal(size=(8, 8, 8, 1)).astype(np.float32) for _ in range(4)]
+    given = {**validation, "validation_data": (images, labels)} if validation else {}
+    student.fit(images, labels, epochs=3, verbose=0, callbacks=[batchnorm.Reestimate(student, lambda epoch: views[epoch : epoch + 2])], **given)
+    kept = student.get_weights()
+    batchnorm.reestimate(student, views[2:4])
     for a, b in zip(kept, student.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)

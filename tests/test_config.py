@@ -94,7 +94,7 @@ def test_a_number_that_need_not_be_given_is_taken_back_by_nothing(tmp_path):
     file = tmp_path / "x.cfg"
     file.write_text("--dataset=digits\n--student=resnet8\n--phase=alone:1\n--weight_interval_rate=0.1\n--view_seed=3\n--weights=float\n--activations=float\n")
     flags = ["x", f"--flagfile={file}", "--first=0", "--last=0"]
-    with pytest.raises(BadInput, match="leave it away, or take it back by --weight_interval_rate="):
+    with pytest.raises(BadInput, match="leave it out, or take it back by --weight_interval_rate="):
         parse(flags)
     made, _ = parse([*flags, "--weight_interval_rate=", "--view_seed="])
     assert made.weight_interval_rate is None and made.view_seed is None

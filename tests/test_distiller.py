@@ -198,10 +198,11 @@ def test_a_step_goes_down_its_own_loss_and_does_not_reach_into_the_other_network
 
 @pytest.mark.parametrize("name", losses.BY_NAME)
 def test_a_soft_loss_is_taken_by_name_or_as_a_function(name):
-    by_name, as_function = (train(taught(soft_loss=loss, temperature=3.0))["soft_loss"] for loss in (name, losses.BY_NAME[name]))
+    temperature = 1.0 if name == "logit_mse" else 3.0
+    by_name, as_function = (train(taught(soft_loss=loss, temperature=temperature))["soft_loss"] for loss in (name, losses.BY_NAME[name]))
     assert by_name == as_function
     loss = losses.BY_NAME[name]
-    expected = np.mean(loss(net(1)(X, training=True), net(2)(X), 3.0, *([Y] if loss in losses.WITH_LABELS else [])))
+    expected = np.mean(loss(net(1)(X, training=True), net(2)(X), temperature, *([Y] if loss in losses.WITH_LABELS else [])))
     assert by_name == pytest.approx([expected], rel=1e-4)
 
 
@@ -609,6 +610,116 @@ def test_a_callback_may_enter_another_mode_within_a_fit():
     assert state(once.student) == state(twice.student)
 
 
+@pytest.mark.parametrize("hook", ["on_epoch_begin", "on_epoch_end"])
+def test_a_phase_without_a_teacher_counts_in_no_soft_loss_of_the_next(hook):
+    modes = ["trained_teacher", "alone", "alone", "trained_teacher"]
+
+    class Turn(keras.callbacks.Callback):
+        pass
+
+    def turn(self, epoch, logs=None):
+        self.model.enter(modes[min(epoch + (hook == "on_epoch_end"), 3)])
+
+    setattr(Turn, hook, turn)
+    model = taught(optimizer=keras.optimizers.SGD(0.0))
+    history = model.fit(X, Y, batch_size=16, epochs=4, verbose=0, callbacks=[Turn()]).history
+    expected = kl(np.float64(net(2)(X)), np.float64(net(1)(X, training=True)), 1.0)
+    assert history["soft_loss"] == pytest.approx([expected] * 2, rel=1e-4)  # of the epochs that have one
+    assert history["teacher_accuracy"][0] == history["teacher_accuracy"][1]
+
+
+def test_the_weight_decay_of_an_optimizer_reaches_kernels_and_no_interval():
+    student = scheme.quantize(net(1), scheme.Scheme(Interval(4), Interval(4)))
+    calibration.calibrate(student, X)
+    left_out = [variable for variable in student.trainable_variables if "bias" in variable.name]
+    optimizer = keras.optimizers.AdamW(0.0, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_list=left_out)
+    model = Distiller(student=student, mode="alone")
+    model.compile(optimizer)
+    for variable in left_out:
+        variable.assign_add(tf.ones_like(variable))
+    before = {variable.name: variable.numpy() for variable in student.trainable_variables}
+    optimizer.learning_rate = 1e-9  # of which the decay alone is to be seen
+    optimizer.weight_decay = 1e8
+    train(model)
+    for variable in student.trainable_variables:
+        kept = "interval" in variable.name or "bias" in variable.name
+        np.testing.assert_allclose(variable, before[variable.name] * (1 if kept else 0.9), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "batch, telling",
+    [
+        ({"teachers": (X,)}, "teachers: expected in each batch a tuple of 2, a view for each teacher, received 1"),
+        ({"teachers": X}, "teachers: expected in each batch a tuple of 2, a view for each teacher, received"),
+        ({"logits": np.zeros((16, 3), np.float32)}, r"logits: expected in each batch those of all teachers, \[n, 2, 3\], received"),
+        ({"logits": np.zeros((16, 2, 4), np.float32)}, r"logits: expected in each batch those of all teachers, \[n, 2, 3\], received"),
+    ],
+)
+def test_views_and_logits_of_other_teachers_are_refused(batch, telling):
+    model = taught(teacher=[net(2), net(3)])
+    with pytest.raises(BadInput, match=telling):
+        model.fit(tf.data.Dataset.from_tensors(({"student": X, **batch}, Y)), verbose=0)
+
+
+def test_logits_are_refused_where_the_teacher_learns():
+    model = taught("joint")
+    with pytest.raises(BadInput, match="logits: expected none in mode 'joint', in which the teacher learns"):
+        model.fit(tf.data.Dataset.from_tensors(({"student": X, "logits": np.zeros((16, 1, 3), np.float32)}, Y)), verbose=0)
+
+
+class Called(keras.Model):
+    """A teacher that is only called."""
+
+    def __init__(self, classes=3):
+        super().__init__()
+        self.flatten, self.head = L.Flatten(), L.Dense(classes)
+
+    def call(self, x, training=None):
+        return self.head(self.flatten(x))
+
+
+def test_a_subclassed_teacher_keeps_its_size_and_is_asked_on_its_own_views():
+    called, built = Called(), Called()
+    called(tf.zeros([1, 12]))
+    built.build((None, 12))  # what it takes Keras does not keep
+    theirs = RNG.normal(size=(16, 12)).astype(np.float32)
+    for teacher in (called, built):
+        model = taught(teacher=teacher, optimizer=keras.optimizers.SGD(0.0))
+        history = model.fit(tf.data.Dataset.from_tensors(({"student": X, "teachers": (theirs,)}, Y)), verbose=0).history
+        assert teacher.head.kernel.shape == (12, 3)
+        assert history["soft_loss"] == pytest.approx([kl(np.float64(teacher(theirs)), np.float64(net(1)(X, training=True)), 1.0)], rel=1e-4)
+    other = Called(4)
+    other.build((None, 12))
+    model = taught(teacher=other)
+    with pytest.raises(BadInput, match=r"teacher: expected logits \[n, 3\], as the student has, received"):
+        model.fit(tf.data.Dataset.from_tensors(({"student": X, "teachers": (theirs,)}, Y)), verbose=0)
+
+
+def test_a_subclassed_teacher_that_was_never_called_may_learn_and_not_teach():
+    with pytest.raises(BadInput, match="teacher: expected a trained one, received one that was never called, whose weights are random"):
+        taught(teacher=Called())
+    assert np.isfinite(train(taught("joint", teacher=Called()))["teacher_loss"]).all()
+
+
+def test_what_nothing_would_read_is_refused():
+    for argument in ({"hint_loss": "attention"}, {"hint_weight": 7.0}):
+        with pytest.raises(BadInput, match="hint_loss, hint_weight: expected none without hints, received"):
+            taught(**argument)
+    with pytest.raises(BadInput, match="temperature: expected 1 with logit_mse, which knows none, received 4"):
+        taught(soft_loss="logit_mse", temperature=4.0)
+    for name in ("weight_interval_optimizer", "activation_interval_optimizer"):
+        with pytest.raises(BadInput, match=f"{name}: expected none for a student without learned intervals of"):
+            taught(**{name: "sgd"})
+
+
+def test_a_soft_loss_may_be_one_with_other_arguments_of_its_own():
+    histories = [
+        train(taught(soft_loss=loss))["soft_loss"] for loss in ("dkd", functools.partial(losses.dkd, beta=8.0), functools.partial(losses.dkd, beta=0.5))
+    ]
+    assert histories[0] == histories[1] != histories[2]
+
+
 def test_a_mode_has_the_weights_asked_for_last():
     model = Distiller(student=net(1), teacher=net(2), mode="co_study", hard_weight=0.25)
     assert (model.hard_weight, model.soft_weight) == (0.25, 1.0)
@@ -670,7 +781,7 @@ def test_a_metric_that_would_read_logits_as_probabilities_is_refused(kind, metri
     ],
 )
 def test_metrics_that_compare_logits_with_probabilities_are_refused_and_each_remedy_is_taken(metric, remedies):
-    told = r"^metrics: expected one of logits, received .*, which compares them with numbers from 0 to 1; (give tf_keras|leave it away)"
+    told = r"^metrics: expected one of logits, received .*, which compares them with numbers from 0 to 1; (give tf_keras|leave it out)"
     with pytest.raises(BadInput, match=told) as refused:
         Distiller(student=net(1), mode="alone").compile("adam", metrics=[metric])
     found = re.findall(r"tf_keras\.metrics\.(\w+)\((\w+)=(\w+)\)", str(refused.value))
@@ -693,7 +804,7 @@ UNLABELLED = {
 def test_validation_without_labels_is_refused_before_a_step(name):
     model = taught()
     before = state(model.student)
-    with pytest.raises(BadInput, match="validation_(data|split): expected images with labels, received images alone; leave it away, or give their labels"):
+    with pytest.raises(BadInput, match="validation_(data|split): expected images with labels, received images alone; leave it out, or give their labels"):
         model.fit(X, **UNLABELLED[name](), verbose=0)
     assert state(model.student) == before
 
@@ -1132,5 +1243,37 @@ def test_one_logit_has_nothing_to_learn_from_a_soft_loss_and_needs_a_loss_of_its
     model = Distiller(student=net(1, classes=1), mode="alone")
     with pytest.raises(BadInput, match="loss: expected one for a student of one logit, received none"):
         model.compile()
-    model.compile(loss=keras.losses.BinaryCrossentropy(from_logits=True))
-    assert model.fit(X, np.float32(Y == 1), verbose=0).history["loss"][0] > 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, bool])
+@pytest.mark.parametrize("container", ["array", "dataset"])
+def test_one_logit_learns_labels_of_any_type(dtype, container):
+    y = (Y == 1).astype(dtype)
+    given = (X, y) if container == "array" else (tf.data.Dataset.from_tensor_slices((X, y)).batch(16),)
+    model = Distiller(student=net(1, classes=1), mode="alone")
+    model.compile(keras.optimizers.SGD(0.0), loss=keras.losses.BinaryCrossentropy(from_logits=True))
+    z = np.float64(net(1, classes=1)(X, training=True))[:, 0]
+    assert model.fit(*given, verbose=0).history["loss"] == pytest.approx([np.mean(np.log1p(np.exp(-z * (2.0 * (Y == 1) - 1))))], rel=1e-5)
+    assert np.isfinite(model.evaluate(*given, verbose=0)).all()
+
+
+def test_a_loss_of_the_callers_says_itself_which_labels_it_takes():
+    model = taught("alone", loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1), optimizer=keras.optimizers.SGD(0.0))
+    labels = np.where(np.arange(16) < 4, -1, Y)
+    z = np.float64(net(1)(X, training=True))
+    each = -np.log(softmax(z)[np.arange(16), Y])
+    assert model.fit(X, labels, batch_size=16, verbose=0).history["loss"] == pytest.approx([each[4:].mean()], rel=1e-5)
+    model.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    with pytest.raises(BadInput, match="labels: expected 0 to 2, .* received -1 to 2"):
+        model.fit(X, labels, verbose=0)
+
+
+def test_labels_and_metrics_may_have_the_name_of_the_students_output():
+    student = net(1)
+    plain, named = taught(metrics=["accuracy"]), taught(student=student, metrics={student.output_names[0]: ["accuracy"]})
+    expected = plain.fit(X, Y, batch_size=16, verbose=0).history
+    assert named.fit(X, {named.output_names[0]: Y}, batch_size=16, verbose=0).history == expected
+    batches = tf.data.Dataset.from_tensor_slices((X, {named.output_names[0]: Y})).batch(16)
+    assert named.evaluate(batches, verbose=0) == plain.evaluate(X, Y, batch_size=16, verbose=0)
+    with pytest.raises(BadInput, match="labels: expected those of .*, the student's output, received 'other'"):
+        named.fit(X, {"other": Y}, verbose=0)

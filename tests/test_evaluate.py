@@ -1,4 +1,4 @@
-"""Scores, calibration and confusion of logits, agreement of a student with its teacher, against literal numbers; the program on models and files."""
+"""The program on models and files, and its picture."""
 
 import io
 import json
@@ -9,67 +9,12 @@ import numpy as np
 import pytest
 import tf_keras as keras
 from conftest import run_program
-from PIL import Image
 
 import kerakd
 from export.tflite import float_file
-from kerakd import data, evaluate
-from kerakd.errors import BadInput
-from kerakd.evaluate import agreement, calibration_error, confusion, figure_of, scores, worst
+from kerakd import evaluate
+from kerakd.evaluate import figure_of
 from kerakd.rundir import RunDirectory
-
-
-def test_a_student_that_says_the_same_agrees():
-    logits = np.random.default_rng(0).normal(size=(20, 7))
-    found = agreement(logits, logits)
-    assert found == {"kl": pytest.approx(0, abs=1e-12), "top1": 1, "top5": 1, "distance": 0}
-
-
-def test_literal_numbers():
-    student, teacher = np.array([[2.0, 1.0, -1.0]]), np.array([[3.0, 0.5, -2.0]])
-    found = agreement(student, teacher)
-    assert found["kl"] == pytest.approx(0.138455, abs=1e-6) and found["distance"] == pytest.approx(1.5)
-    assert found["top1"] == found["top5"] == 1
-
-
-def test_the_teachers_class_is_looked_for_among_the_students_five():
-    teacher = np.eye(7)[[0, 1, 6]]
-    student = np.tile(np.arange(7.0, 0, -1), (3, 1))  # 0 first, 6 last
-    found = agreement(student, teacher)
-    assert found["top1"] == pytest.approx(1 / 3) and found["top5"] == pytest.approx(2 / 3)
-
-
-def test_logits_of_ten_thousand_stay_finite():
-    found = agreement(np.array([[1e4, 0.0]]), np.array([[0.0, 1e4]]))
-    assert all(np.isfinite(value) for value in found.values()) and found["kl"] == pytest.approx(1e4)
-
-
-def test_scores_against_literal_numbers():
-    logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6], [0.5, 0.3, 0.2]]))
-    found = scores(logits, np.array([0, 1, 0, 1]))
-    assert found["accuracy"] == 0.5 and found["top5"] == 1
-    assert found["nll"] == pytest.approx(-np.log([0.7, 0.8, 0.2, 0.3]).mean())
-    # each in a bin of its own: 1 - 0.7, 1 - 0.8, 0.6, 0.5
-    assert found["calibration_error"] == pytest.approx((0.3 + 0.2 + 0.6 + 0.5) / 4)
-
-
-def test_calibration_error_of_bins_is_of_their_means():
-    logits = np.log(np.array([[0.9, 0.1]] * 10))
-    assert calibration_error(logits, np.array([0] * 9 + [1])) == pytest.approx(0, abs=1e-9)
-    assert calibration_error(logits, np.array([0] * 5 + [1] * 5)) == pytest.approx(0.4)
-    assert calibration_error(np.array([[1e4, 0.0]]), np.array([0])) == pytest.approx(0)  # confidence 1 has a bin
-
-
-def test_the_label_is_looked_for_among_the_five_largest_logits():
-    logits = np.tile(np.arange(7.0, 0, -1), (3, 1))
-    assert scores(logits, np.array([0, 4, 5]))["top5"] == pytest.approx(2 / 3)
-
-
-def test_confusion_counts_and_names_the_worst_pairs():
-    logits = np.eye(3)[[0, 0, 1, 2, 2, 2]]
-    counts = confusion(logits, np.array([0, 1, 1, 2, 0, 0]), 3)
-    assert counts.tolist() == [[1, 0, 2], [1, 1, 0], [0, 0, 1]]
-    assert worst(counts, "abc") == [(2, "a", "c"), (1, "b", "a")]
 
 
 def test_keras_models_and_files_of_a_run_have_their_scores(complete_run, tmp_path, data_dir, here):
@@ -105,19 +50,6 @@ def test_a_model_of_pixels_is_scored_on_pixels(complete_run, tmp_path, data_dir,
     assert found["accuracy"] == pytest.approx(directory.results()["teacher"], abs=0.003)
 
 
-def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
-    for root, names in (("a", ("cat", "dog")), ("b", ("cat", "dog")), ("c", ("Cat", "dog"))):
-        for name in names:
-            for number in range(12):
-                (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (4, 4)).save(tmp_path / root / name / f"{number}.png")
-    trained = data.load(f"folder:{tmp_path / 'a'}")[0].names
-    evaluate.check_classes(trained, data.load(f"folder:{tmp_path / 'b'}")[1])
-    evaluate.check_classes(None, data.load(f"folder:{tmp_path / 'c'}")[1])  # a file alone says nothing of its classes
-    with pytest.raises(BadInput, match="expected the class folders on which the run was trained, received others in folder:.*c test .Cat, cat."):
-        evaluate.check_classes(trained, data.load(f"folder:{tmp_path / 'c'}")[1])
-
-
 def nets():
     """{name: (network, what is said of it)}."""
     image, vector = keras.Input((8, 8, 1)), keras.Input((64,))
@@ -145,11 +77,6 @@ def test_a_file_of_another_form_is_refused(refusal, tmp_path):
     (tmp_path / "x.tflite").write_bytes(float_file(nets()["vectors"][0]))
     _, err = refusal(evaluate.main, f"--model={tmp_path / 'x.tflite'}", "--dataset=digits")
     assert "expected one input [1, height, width, channels] and one output [1, classes], received [(1, 64)] and [(1, 10)]" in err
-
-
-def test_labels_that_a_dataset_keeps_to_itself_are_no_errors_of_the_network():
-    with pytest.raises(BadInput, match="expected labels of 0 and more, received -1"):
-        evaluate.labels_of([(None, np.array([1, 2])), (None, np.array([-1]))])
 
 
 def test_dollars_and_underscores_of_names_are_shown():

@@ -15,7 +15,7 @@ FLOORS = [
     {"wrapper", "calibration", "kinds", "operators", "rewrite", "plan", "scheme", "recast", "modes", "checks"},
     {"oscillation", "carry", "hints", "groups", "soft", "panel", "explain", "distiller"},
     {"config", "config_rules", "rundir", "modelfile", "cache", "teachers", "lessons", "tflite"},
-    {"train", "training", "stages", "networks", "keep", "scalars", "evaluate", "runs", "report", "page", "progress", "sensitivity"},
+    {"train", "training", "stages", "networks", "keep", "scalars", "scores", "evaluate", "runs", "curves", "report", "page", "progress", "sensitivity"},
 ]
 FLOOR = {name: level for level, names in enumerate(FLOORS) for name in names}
 FILES = sorted(path for path in (ROOT / "kerakd").rglob("*.py") if path.parent != ROOT / "kerakd" or path.name != "__init__.py")

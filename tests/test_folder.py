@@ -164,6 +164,29 @@ def test_what_is_transparent_is_white(root, mode, dark):
     assert read[1, 1].tolist() == [0, 0, 0] and read.sum() == 255 * 3 * 7
 
 
+def test_what_a_camera_turned_is_upright(root):
+    path, image = root / "cat" / "00.jpg", Image.new("RGB", (16, 8), "black")
+    image.paste("white", (0, 0, 8, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # orientation: to be turned by 90 degrees clockwise
+    image.save(path, exif=exif)
+    read = next(iter(folder.rows([path], [0]).map(folder.read)))["image"].numpy()
+    assert read.shape == (16, 8, 3) and read[:6].min() > 200 and read[10:].max() < 50
+
+
 def test_no_folder_is_not_this_one():
     with pytest.raises(BadInput, match="expected a folder after folder:, received none"):
         data.load("folder:")
+
+
+def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
+    for root, names in (("a", ("cat", "dog")), ("b", ("cat", "dog")), ("c", ("Cat", "dog"))):
+        for name in names:
+            for number in range(12):
+                (tmp_path / root / name).mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (4, 4)).save(tmp_path / root / name / f"{number}.png")
+    trained = data.load(f"folder:{tmp_path / 'a'}")[0].names
+    data.check_classes(trained, data.load(f"folder:{tmp_path / 'b'}")[1])
+    data.check_classes(None, data.load(f"folder:{tmp_path / 'c'}")[1])  # a file alone says nothing of its classes
+    with pytest.raises(BadInput, match="expected the class folders on which the run was trained, received others in folder:.*c test .Cat, cat."):
+        data.check_classes(trained, data.load(f"folder:{tmp_path / 'c'}")[1])

@@ -87,7 +87,7 @@ def test_a_frozen_weight_stays_on_its_code_whatever_the_optimizer_does(weights):
     frozen, before = [state["frozen"].numpy() for state in watch.states], codes(made)
     assert all(0.2 < mask.mean() < 0.8 for mask in frozen)
     distiller = kerakd.Distiller(student=made, mode="alone")
-    distiller.compile(keras.optimizers.SGD(0.05), freezing=1.1)
+    distiller.compile(keras.optimizers.SGD(0.05), freezing=lambda step: 1.1)  # freezes no others
     for variable, state in zip(distiller.watch.states, watch.states, strict=True):
         for name in variable:
             variable[name].assign(state[name])
@@ -165,6 +165,17 @@ def test_freezing_lowers_the_share_of_weights_that_still_move():
 def test_the_ramp_starts_ends_and_stays():
     ramp = optimizers.Ramp(0.1, 0.01, 10)
     np.testing.assert_allclose([ramp(step) for step in (0, 5, 10, 99)], [0.1, 0.055, 0.01, 0.01], rtol=1e-5)
+
+
+TOO_FAR = [{"freezing": value} for value in (0.0, 1.0, -1.0, True)] + [{"dampening": value} for value in (-5.0, np.nan)]
+
+
+@pytest.mark.parametrize("argument", TOO_FAR)
+def test_what_would_treat_nothing_or_everything_is_refused(argument):
+    distiller = kerakd.Distiller(student=student(SCHEMES["W4"]), mode="alone")
+    (name,) = argument
+    with pytest.raises(BadInput, match=f"{name}: expected a (frequency between 0 and 1|number of 0 or more).*, received"):
+        distiller.compile("sgd", **argument)
 
 
 @pytest.mark.parametrize("argument", [{"freezing": 0.01}, {"dampening": 0.1}])

@@ -1,4 +1,4 @@
-"""Pictures of runs: of one its learning curves, of several their errors and what teaching gained; every line and bar is a number of the runs."""
+"""Pictures of runs side by side: their errors and what teaching gained; every line and bar is a number of the runs."""
 
 import json
 
@@ -46,31 +46,6 @@ def named_lines(axes):
 def bars(axes):
     """{scheme: heights} in percentage points."""
     return {container.get_label(): [bar.get_height() for bar in container] for container in axes.containers if hasattr(container, "patches")}
-
-
-def test_each_kind_is_drawn_with_its_mean():
-    figure = report.figure_of(rows("teacher", [0.5, 0.25]) + rows("taught_0", [0.4, 0.2]) + rows("taught_1", [0.2, 0.1]))
-    left, right = figure.axes
-    lines = {line.get_label(): line.get_ydata() for line in left.lines if not line.get_label().startswith("_")}
-    np.testing.assert_allclose(lines["teacher"], [50, 25])
-    np.testing.assert_allclose(lines["taught, mean of 2 seeds"], [30, 15])
-    assert len(left.lines) == 4
-    np.testing.assert_allclose(right.lines[0].get_ydata(), [5, 2.5])
-
-
-def test_a_single_epoch_is_seen():
-    (line,) = report.figure_of(rows("float", [0.5])).axes[0].lines
-    assert line.get_marker() == "o" and list(line.get_xdata()) == [1]
-
-
-def test_several_teachers_are_no_seeds():
-    left, _ = report.figure_of(rows("teacher", [0.5]) + rows("teacher_1", [0.3])).axes
-    assert left.lines[-1].get_label() == "teacher, mean of 2"
-
-
-def test_the_picture_is_written(tmp_path):
-    report.curves(rows("float", [0.5, 0.4]), tmp_path / "x.png")
-    assert (tmp_path / "x.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_errors_of_all_runs_stand_together(tmp_path):

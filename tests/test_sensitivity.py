@@ -11,7 +11,7 @@ from conftest import run_program
 from PIL import Image
 
 import kerakd
-from kerakd import evaluate, models, sensitivity
+from kerakd import models, scores, sensitivity
 from kerakd.quantizers import parse
 from kerakd.rundir import RunDirectory
 from kerakd.sensitivity import Kernels, fit, losses
@@ -42,7 +42,7 @@ def test_a_kernel_is_lowered_alone(kernels):
     weights, target = kernels.net.get_weights(), kernels.net.get_layer(name).kernel
     before = target.numpy()
     target.assign(quantizer(variable, False, made))
-    expected = evaluate.agreement(evaluate.predictions(kernels.net, kernels.batches), kernels.logits)["kl"]
+    expected = scores.agreement(scores.predictions(kernels.net, kernels.batches), kernels.logits)["kl"]
     target.assign(before)
     assert kernels.judge({name: 3})["kl"] == pytest.approx(expected, rel=1e-4)
     for a, b in zip(kernels.net.get_weights(), weights, strict=True):

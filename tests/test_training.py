@@ -76,7 +76,7 @@ def test_a_batchnorm_of_two_inputs_is_refused_before_anything_is_trained(tmp_pat
     keras.Model(inputs, keras.layers.Dense(10)(x)).save(tmp_path / "net.keras")
     told = {"student": str(tmp_path / "net.keras"), "student_width": 1.0, "weights": "float", "activations": "float", "first": 0, "last": 0}
     run(tmp_path / "run", **told)
-    with pytest.raises(BadInput, match="--batchnorm_batches: expected a student whose BatchNorms are called once, received bn called twice; leave it away"):
+    with pytest.raises(BadInput, match="--batchnorm_batches: expected a student whose BatchNorms are called once, received bn called twice; leave it out"):
         run(tmp_path / "other", **told, batchnorm_batches=2)
 
 

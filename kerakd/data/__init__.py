@@ -1,14 +1,18 @@
-"""Datasets by name, as splits of examples and as batches of views: the names of `kerakd.data.splits` and `kerakd.data.batches`.
+"""Datasets by name, as splits of examples and as batches of views.
 
-They are loaded on first use, so that `python -m kerakd.data` can keep TensorFlow quiet before it loads it.
+The names below are loaded on first use, so that `python -m kerakd.data` can keep TensorFlow quiet before it loads it.
 """
 
-_OF_BATCHES = ("training", "indices", "fixed", "testing", "arrays")
+import importlib
+
+_HOME = {
+    **dict.fromkeys(("FOLDER", "PACKAGED", "Split", "check_classes", "images_of", "load"), "splits"),
+    **dict.fromkeys(("arrays", "fixed", "indices", "testing", "training"), "batches"),
+}
+__all__ = [*_HOME]
 
 
 def __getattr__(name):
-    import importlib
-
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return getattr(importlib.import_module(f"kerakd.data.{'batches' if name in _OF_BATCHES else 'splits'}"), name)
+    if name in _HOME:
+        return getattr(importlib.import_module(f"kerakd.data.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'kerakd.data' has no attribute {name!r}")

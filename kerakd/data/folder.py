@@ -102,7 +102,8 @@ def rows(paths, labels):
 
 
 def read(row):
-    """{"image": uint8 [h, w, 3], "label", "index"} of a row; a gray image gets three equal channels, what is transparent is on white.
+    """{"image": uint8 [h, w, 3], "label", "index"} of a row; a gray image gets three equal channels, what is transparent is on
+    white, what a camera turned is upright.
 
     An error names an image that can't be read.
     """
@@ -111,12 +112,13 @@ def read(row):
 
 
 def _read(path):
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(os.fsdecode(path)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
+            image = ImageOps.exif_transpose(image)  # upright, as every viewer shows it
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

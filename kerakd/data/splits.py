@@ -69,6 +69,13 @@ class Split:
         return (size or height, size or width, channels or 3)
 
 
+def check_classes(expected, split):
+    """Raises BadInput where a run was trained on classes of other names (None: not known), as labels are numbers in the names' order."""
+    apart = sorted(set(expected) ^ set(split.names)) if expected is not None else []
+    if apart:
+        raise BadInput(f"dataset: expected the class folders on which the run was trained, received others in {split.name} ({', '.join(apart)}); rename them")
+
+
 def load(name, data_dir=None, synthetic=False, image_size=0):
     """The training and the test Split of a TFDS image classification dataset.
 

@@ -28,7 +28,7 @@ L = keras.layers
 PASSES = 4  # over the grids, until none moves
 NARROWEST = 1.01e-6  # of 255 steps of a tensor: of less the converter makes steps of its own
 LOUD = 255.5  # steps of an output that a unit of its accumulator may be: XNNPACK takes less than 2^8, and so much is beyond any grid of 8 bits already
-STEPS = (QuantizedLayer, L.BatchNormalization)  # what each call of has multipliers of its own in a file
+STEPS = (QuantizedLayer, L.BatchNormalization)  # each call of such a layer has multipliers of its own in a file
 IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
@@ -173,7 +173,7 @@ def _check(model, calls):
             if low < -high:
                 raise BadInput(
                     f"model: expected kernels with no more codes below zero than above, received {low} to {high} in {layer.name!r}; a BatchNorm turns "
-                    "the sign where its gamma is negative: leave the lowest away"
+                    "the sign where its gamma is negative: leave the lowest out"
                 )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():

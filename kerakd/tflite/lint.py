@@ -84,7 +84,7 @@ def _wide_codes(model, calls):
             if high > 127:
                 yield Finding(call.layer.name, f"codes up to {high}, beyond int8's 127", "take 7 bits, or Interval(8)", True)
             if low < -high:
-                yield Finding(call.layer.name, f"codes from {low} to {high}, of which a negative gamma turns the sign", f"leave {low} away", True)
+                yield Finding(call.layer.name, f"codes from {low} to {high}, of which a negative gamma turns the sign", f"leave {low} out", True)
 
 
 def _grids(calls):
