@@ -291,15 +291,18 @@ def once_behind_a_kernel_and_once_alone(x):
 
 
 REFUSED = {
-    "called in training mode": (lambda x: L.BatchNormalization(name="norm")(conv(x), training=True), "'norm' called with training=True"),
-    "dropout in training mode": (lambda x: L.Dropout(0.5, name="drop")(conv(x), training=True), "'drop' called with training=True"),
-    "noise in training mode": (lambda x: L.GaussianDropout(0.5, name="drop")(conv(x), training=True), "'drop' called with training=True"),
-    "means of oblong steps": (lambda x: L.AveragePooling2D((1, 4), name="pool")(conv(x)), "equal strides, received .1, 4. in 'pool'"),
+    "called in training mode": (lambda x: L.BatchNormalization(name="norm")(conv(x), training=True), "received norm: called with training=True"),
+    "dropout in training mode": (lambda x: L.Dropout(0.5, name="drop")(conv(x), training=True), "received drop: called with training=True"),
+    "noise in training mode": (lambda x: L.GaussianDropout(0.5, name="drop")(conv(x), training=True), "received drop: called with training=True"),
+    "means of oblong steps": (
+        lambda x: L.AveragePooling2D((1, 4), name="pool")(conv(x)),
+        "received pool: average pooling with strides .1, 4., which is refused; take equal ones",
+    ),
     "a bound in a concatenation": (
         lambda x: L.Concatenate()([L.ReLU(2.5, name="bound")(conv(x)), L.ReLU()(conv(x))]),
-        "no bound but 6 of a ReLU in a concatenation, received 2.5 in 'bound'",
+        "received bound: a bound of 2.5 in a concatenation; take 6 or none",
     ),
-    "a norm in two places": (once_behind_a_kernel_and_once_alone, "every layer with weights to be called once, received 'norm' called twice"),
+    "a norm in two places": (once_behind_a_kernel_and_once_alone, "received norm: called 2 times, which has 2 steps in a file"),
 }
 
 
@@ -331,7 +334,7 @@ def test_images_of_any_size_train_and_are_refused_by_the_file():
     assert student(IMAGES[:, :5]).shape == (24, 5)
     assert [str(finding).split(";")[0] for finding in kerakd.lint(student)] == [f"{student.name}: images of any size, (None, None, 8), where a file has one"]
     for refuses in (kerakd.to_tflite, kerakd.settle):
-        with pytest.raises(BadInput, match="expected images of one size, received .None, None, 8."):
+        with pytest.raises(BadInput, match="images of any size, .None, None, 8., where a file has one; build it with the size"):
             refuses(student)
 
 

@@ -556,8 +556,8 @@ def float_activations():
         (uncalibrated, r"received none for .*first_relu_out, relu_out.*call kerakd\.calibrate"),
         (with_nan, "NaN or infinity in .*bias"),
         (plain_net, r"expected a student made by kerakd\.quantize"),
-        (called_twice, "'twice' called twice; give each call a layer of its own"),
-        (float_activations, "expected quantized tensors on both sides of 'first'"),
+        (called_twice, "received twice: called 2 times, which has 2 steps in a file; give each call a layer of its own"),
+        (float_activations, "received first: a float input and output; give the scheme activations"),
         (lambda: "model.keras", "expected a tf_keras model, received str"),
     ],
 )
@@ -645,8 +645,8 @@ def two_headed():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (rows_of_images, "received 'conv1d.*a Conv1D of images, or with its channels first; make it a Conv2D with a kernel of .1, length"),
-        (two_headed, "received 1 and 2"),
+        (rows_of_images, "received conv1d.*: a Conv1D of images, or with its channels first, which is refused; make it a Conv2D with a kernel of .1, length"),
+        (two_headed, "1 inputs and 2 outputs, where a file has one of each; export a model for each"),
     ],
 )
 def test_what_has_no_exact_file_is_refused_with_a_remedy(make, words):
@@ -996,7 +996,7 @@ def test_an_average_over_padding_is_refused(size, stride):
     pooled = [L.Conv2D(3, 1), L.AveragePooling2D(size, stride, padding="same", name="average"), L.Flatten(), L.Dense(2)]
     student = made_student(lambda: keras.Sequential([keras.Input((8, 8, 2)), *pooled]), SCHEMES["W8A8"])
     assert [finding.layer for finding in kerakd.lint(student) if finding.refused] == ["average"]
-    with pytest.raises(BadInput, match="expected average pooling without padding, received 'average'"):
+    with pytest.raises(BadInput, match="received average: average pooling with padding on .8, 8., which is refused; use padding='valid'"):
         to_tflite(student)
 
 

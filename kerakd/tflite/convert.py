@@ -11,6 +11,7 @@ from kerakd.errors import BadInput
 from kerakd.kinds import is_exact
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
+from kerakd.tflite.lint import ENDS, check
 from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
@@ -30,15 +31,15 @@ def to_tflite(model, container="int8", io="float32"):
         io: type of the file's input and output. With "int8" and "uint8" the caller quantizes by the scale and zero point in the file.
     Returns: bytes.
     Kernels that the scheme leaves float are stored in 8 bits of the converter's choice; `lint` and the proof name them.
-    Raises: BadInput for a model that is not calibrated or has NaN; RuntimeError if the converter's file is not what was folded.
+    Raises: BadInput for another container or io, what `lint` says is refused, a model that is not calibrated, has NaN or no quantized kernel;
+        RuntimeError if the converter's file is not what was folded.
     """
     if container not in CONTAINERS:
         raise BadInput(f"container: expected one of {', '.join(CONTAINERS)}, received {container!r}")
     if io not in IO_TYPES:
         raise BadInput(f"io: expected one of {', '.join(IO_TYPES)}, received {io!r}")
     graph.check_functional(model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise BadInput(f"model: expected one input and one output, received {len(model.inputs)} and {len(model.outputs)}; export a model for each")
+    check(model, graph.calls(model), ENDS)
     folded = fold(model, container)
     data = _convert(model, folded, IO_TYPES[io])
     wrong = [found.name for found in flatfile.matches(data, folded.linears) if not found.equal]

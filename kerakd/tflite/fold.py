@@ -18,9 +18,10 @@ from kerakd import graph
 from kerakd.calibration import uncalibrated
 from kerakd.errors import BadInput
 from kerakd.grids import SMALLEST
-from kerakd.kinds import computes, fuses, is_exact, is_relu, passes_on, sees_padding
+from kerakd.kinds import computes, fuses, is_exact, passes_on
 from kerakd.tflite import arithmetic
 from kerakd.tflite.grid import Grid, short
+from kerakd.tflite.lint import OF_CALLS, check, output_grid
 from kerakd.tflite.ties import avoid_ties
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer
 
@@ -28,8 +29,6 @@ L = keras.layers
 PASSES = 4  # over the grids, until none moves
 NARROWEST = 1.01e-6  # of 255 steps of a tensor: of less the converter makes steps of its own
 LOUD = 255.5  # steps of an output that a unit of its accumulator may be: XNNPACK takes less than 2^8, and so much is beyond any grid of 8 bits already
-STEPS = (QuantizedLayer, L.BatchNormalization)  # each call of such a layer has multipliers of its own in a file
-IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 
 
 @dataclasses.dataclass
@@ -106,11 +105,12 @@ def headroom(high, bits):
 def fold(model, container="int8"):
     """The Folded of a quantized model for one container.
 
-    Raises: BadInput for a model that was never calibrated, has NaN or a layer with weights that is called twice.
+    Raises: BadInput for what `lint` says is refused, a model that was never calibrated, with NaN, steps too small for a file, or no quantized kernel.
     """
     graph.check_functional(model)
     calls = graph.calls(model)
-    _check(model, calls)
+    check(model, calls, OF_CALLS)
+    _check_numbers(model)
     grids, made, seen = {}, {}, collections.Counter()  # by id of Value; by name of a grid; see _linear
     folded = Folded({}, {}, set(), {})
     for call in calls:
@@ -138,43 +138,13 @@ def fold(model, container="int8"):
     return folded
 
 
-def odd_bound(call):
-    """Whether a ReLU's bound is no grid's end, as a quantizer that tensors of a concatenation share leaves it, and not 6, which files have."""
-    reader = call.sole_reader
-    return is_relu(call.layer) and call.layer.max_value not in (None, 6.0) and reader is not None and isinstance(reader.layer, QuantizedActivation)
-
-
-def _check(model, calls):
-    for value in model.inputs:
-        if None in value.shape[1:]:
-            raise BadInput(f"model: expected images of one size, received {tuple(value.shape[1:])}; build it with the size that it is to have")
-    for call in calls:
-        if isinstance(call.layer, STEPS) and not call.once:
-            name = call.layer.name
-            raise BadInput(f"model: expected every layer with weights to be called once, received {name!r} called twice; give each call a layer of its own")
-        if odd_bound(call):
-            raise BadInput(
-                f"model: expected no bound but 6 of a ReLU in a concatenation, received {call.layer.max_value:g} in {call.layer.name!r}; take 6 or none"
-            )
-        if isinstance(call.layer, L.RandomCrop):
-            raise BadInput(f"model: expected layers that a file can hold, received {call.layer.name!r}, a RandomCrop; crop before the model")
-        if isinstance(call.layer, IN_TRAINING) and call.training:
-            raise BadInput(f"model: expected layers that infer, received {call.layer.name!r} called with training=True; leave that to fit")
+def _check_numbers(model):
     missing = uncalibrated(model)
     if missing:
         raise BadInput(f"model: expected calibrated intervals, received none for {', '.join(missing)}; call kerakd.calibrate(model, images) first")
     for layer in model._flatten_layers():
         if isinstance(layer, QuantizedActivation):
             _check_interval(layer)
-        for _, quantizer, _ in layer.kernels if isinstance(layer, QuantizedLayer) else ():
-            low, high = quantizer.levels()
-            if high > 127:
-                raise BadInput(f"model: expected kernels with codes up to 127, as int8 has, received {high} in {layer.name!r}; take fewer bits")
-            if low < -high:
-                raise BadInput(
-                    f"model: expected kernels with no more codes below zero than above, received {low} to {high} in {layer.name!r}; a BatchNorm turns "
-                    "the sign where its gamma is negative: leave the lowest out"
-                )
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
@@ -277,11 +247,6 @@ def _told_apart(weighted, x, codes, step, gain, room, seen):
 def _weighted_parts(call, norm):
     """(template, codes, step [C], gain [C], bias [C], highest code) of a quantized layer before its BatchNorm."""
     layer = call.layer.layer
-    if isinstance(layer, L.Conv1D) and not isinstance(layer, L.Conv2D):
-        raise BadInput(
-            f"model: expected two-dimensional convolutions, received {layer.name!r}, a Conv1D of images, or with its channels first; "
-            "make it a Conv2D with a kernel of (1, length)"
-        )
     ((kernel, quantizer, variables),) = call.layer.kernels
     kernel = tf.convert_to_tensor(kernel)
     codes = quantizer.codes(kernel, variables).numpy()
@@ -305,23 +270,10 @@ def _rescaling_parts(call, _):
     return L.DepthwiseConv2D(1, name=layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, 1
 
 
-def pads(layer):
-    """Whether an average pooling sees padding, or may: its windows are then not all of one size."""
-    return sees_padding(layer.input_shape[1:3], layer.pool_size, layer.strides, layer.padding)
-
-
 def _pool_parts(call, _):
     """Average pooling: a depthwise convolution with the one code 1, its step 1 / window. The builtin operator would leave XNNPACK."""
     layer = call.layer
     size = layer.pool_size[0] * layer.pool_size[1]
-    if pads(layer):
-        raise BadInput(
-            f"model: expected average pooling without padding, received {layer.name!r} with padding='same' on {layer.input_shape[1:3]}; use padding='valid'"
-        )
-    if len(set(layer.strides)) > 1:
-        raise BadInput(
-            f"model: expected average pooling of equal strides, received {layer.strides} in {layer.name!r}; take equal ones, or GlobalAveragePooling2D"
-        )
     template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
     channels = layer.input_shape[-1]
     return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), 1
@@ -341,16 +293,6 @@ def _parts(layer):
 
 def _unwrapped(call):
     return dataclasses.replace(call, layer=call.layer.layer)
-
-
-def output_grid(call, grids):
-    """The grid of the QuantizedActivation that reads `call`, past a ReLU."""
-    reader = call.sole_reader
-    while reader is not None and not isinstance(reader.layer, QuantizedActivation):
-        if not is_relu(reader.layer):
-            return None
-        reader = reader.sole_reader
-    return reader and grids[id(reader.outputs[0])]
 
 
 def _gain_and_bias(norm, before):

@@ -7,11 +7,13 @@ import numpy as np
 import tf_keras as keras
 
 from kerakd import graph
-from kerakd.kinds import FLOAT, computes, fuses, is_exact, passes_on
-from kerakd.tflite.fold import IN_TRAINING, STEPS, odd_bound, output_grid, pads
+from kerakd.errors import BadInput
+from kerakd.kinds import FLOAT, computes, fuses, is_exact, is_relu, passes_on, sees_padding
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
+STEPS = (QuantizedLayer, L.BatchNormalization)  # each call of such a layer has multipliers of its own in a file
+IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
 TINY = 1e-6  # of a gamma: its channel's multiplier is beyond integers, or close to it
 
 
@@ -41,8 +43,15 @@ def lint(model):
     graph.check_functional(model)
     calls = graph.calls(model)
     order = {call.layer.name: index for index, call in reversed(list(enumerate(calls)))}
-    found = [finding for rule in RULES for finding in rule(model, calls)]
+    found = [finding for rule in ENDS + OF_CALLS for finding in rule(model, calls)]
     return sorted(found, key=lambda finding: order.get(finding.layer, -1))
+
+
+def check(model, calls, rules):
+    """Raises BadInput for the first finding of a model, of these calls, that is refused."""
+    refused = next((finding for rule in rules for finding in rule(model, calls) if finding.refused), None)
+    if refused:
+        raise BadInput(f"model: expected a network that an integer file can hold, received {refused}")
 
 
 def _ends(model, calls):
@@ -97,6 +106,16 @@ def _grids(calls):
     return grids
 
 
+def output_grid(call, grids):
+    """The grid of the QuantizedActivation that reads `call`, past a ReLU."""
+    reader = call.sole_reader
+    while reader is not None and not isinstance(reader.layer, QuantizedActivation):
+        if not is_relu(reader.layer):
+            return None
+        reader = reader.sole_reader
+    return reader and grids[id(reader.outputs[0])]
+
+
 def _called_twice(model, calls):
     counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, STEPS))
     for name, count in counts.items():
@@ -106,7 +125,9 @@ def _called_twice(model, calls):
 
 def _odd_bounds(model, calls):
     for call in calls:
-        if odd_bound(call):
+        reader = call.sole_reader  # a quantizer that tensors of a concatenation share leaves the bound where it is, at no grid's end
+        inside = is_relu(call.layer) and reader is not None and isinstance(reader.layer, QuantizedActivation)
+        if inside and call.layer.max_value not in (None, 6.0):  # files have a ReLU6
             yield Finding(call.layer.name, f"a bound of {call.layer.max_value:g} in a concatenation", "take 6 or none", True)
 
 
@@ -133,7 +154,7 @@ def _no_integers(model, calls):
 def _padded_averages(model, calls):
     for call in calls:
         layer = call.layer
-        if computes(layer, L.AveragePooling2D) and pads(layer):
+        if computes(layer, L.AveragePooling2D) and sees_padding(layer.input_shape[1:3], layer.pool_size, layer.strides, layer.padding):
             yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'", True)
         if computes(layer, L.AveragePooling2D) and len(set(layer.strides)) > 1:
             yield Finding(layer.name, f"average pooling with strides {layer.strides}, which is refused", "take equal ones", True)
@@ -147,7 +168,8 @@ def _dead_channels(model, calls):
             yield Finding(call.layer.name, f"{dead} of {gamma.shape[0]} channels with a gamma of 0 become constants", "prune them")
 
 
-RULES = (
-    *(_ends, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
+ENDS = (_ends,)  # of a file alone: several networks have settled copies and codes
+OF_CALLS = (
+    *(_sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
     *(_no_integers, _padded_averages, _dead_channels),
 )
