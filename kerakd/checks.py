@@ -25,19 +25,15 @@ def check_labels(labels, classes):
             raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received {low} to {high}")
 
 
-def check_teacher(teacher, student, learns=False):
-    """Raises BadInput for a teacher of other classes, of probabilities, or, unless it learns, one that was never called and has weights: random ones."""
+def check_teacher(teacher, student):
+    """Raises BadInput for a teacher of other classes, or of probabilities. One that was never called is built for the student's images."""
     if isinstance(teacher, keras.Model) and not graph.is_functional(teacher):  # subclassed: it is only called, never looked into
-        fresh, said = not teacher.built, _said_of_nothing(teacher, student)
+        said = _said_of_nothing(teacher, student)
         if said is None:  # the first batch will tell
             return
         theirs = said.shape[-1]
         if bool(tf.reduce_all((said >= 0) & (tf.abs(tf.reduce_sum(said, -1, keepdims=True) - 1) < 1e-3))):
             raise BadInput("teacher: expected logits, received probabilities, numbers that are positive and add up to 1; leave its softmax out")
-        if fresh and teacher.weights and not learns and theirs == student.output_shape[-1]:
-            raise BadInput(
-                "teacher: expected a trained one, received one that was never called, whose weights are random; call it on its images, then load or train them"
-            )
     else:
         check_functional(teacher, "teacher")
         check_logits(teacher, "teacher")

@@ -52,7 +52,8 @@ class Distiller(keras.Model):
 
     Args:
         student: a tf_keras functional model, images -> logits [n, C]; quantized or float.
-        teacher: a tf_keras model with the same C, a list of them, or None in mode "alone".
+        teacher: a tf_keras model with the same C, a list of them, or None in mode "alone"; a subclassed one that was never called is built for
+            the student's images.
         mode: alone, joint, trained_teacher, finetune or co_study (`kerakd.modes`).
         temperature: T > 0 of the soft loss.
         soft_loss: kl, cross_entropy, logit_mse, standardized_kl, dist or dkd (`kerakd.losses`), or a function (student logits, teacher logits, T) -> [n].
@@ -64,7 +65,7 @@ class Distiller(keras.Model):
         hint_weight: of the hints' losses together.
         teacher_cache: a `kerakd.cache.TeacherCache`: what frozen teachers say of a place is computed once, and read from then on.
     Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher,
-        one that shares what the student learns, or that was never called.
+        one that shares what the student learns.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Distiller(keras.Model):
         if len(student.outputs) != 1:
             raise BadInput(f"student: expected one output, the logits, received {len(student.outputs)}; make a model of one of them")
         for one in teachers:
-            check_teacher(one, student, learns=mode_named(mode).teacher_learns)
+            check_teacher(one, student)
             check_apart(one, student)
         check_logits(student, "student")
         _check_weights(soft_weight=soft_weight, hard_weight=hard_weight, hint_weight=hint_weight)

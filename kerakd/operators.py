@@ -103,8 +103,13 @@ def _split(copier, name, values):
     side = x.shape[axis]
     parts = [side // sizes] * sizes if np.ndim(sizes) == 0 else [int(size) for size in sizes]
     parts = [side - sum(parts) - 1 if size < 0 else size for size in parts]
-    ends, before = np.cumsum(parts).tolist(), (slice(None),) * (axis % len(x.shape))
-    return [copier.new(SLICES, name, tf.__operators__.getitem)(x, (*before, slice(end - size, end))) for size, end in zip(parts, ends, strict=True)]
+    ends, before = np.cumsum(parts).tolist(), (_slice(None, None),) * (axis % len(x.shape))
+    return [copier.new(SLICES, name, tf.__operators__.getitem)(x, (*before, _slice(end - size, end))) for size, end in zip(parts, ends, strict=True)]
+
+
+def _slice(start, stop):
+    """As Keras keeps one in a model's configuration."""
+    return {"start": start, "stop": stop, "step": None}
 
 
 def _clip(copier, name, values):

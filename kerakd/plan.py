@@ -252,14 +252,23 @@ def _check_groups(calls, outputs):
 
 
 def _check_overrides(scheme, calls):
+    names = [call.layer.name for call in calls if not passes_on(call.layer)]  # of what passes values on nothing is quantized
     for pattern in scheme.overrides:
-        if not any(re.search(pattern, call.layer.name) for call in calls):
-            raise BadInput(f"overrides: expected a pattern that matches a layer, received {pattern!r}; the layers are {', '.join(c.layer.name for c in calls)}")
+        if not any(_override(scheme, name) == pattern for name in names):
+            raise BadInput(
+                f"overrides: expected a pattern that matches a layer which is quantized, and which no pattern before it matches, received {pattern!r}; "
+                f"the layers are {', '.join(names)}"
+            )
+
+
+def _override(scheme, name):
+    """The first pattern that matches a layer's name, or None."""
+    return next((pattern for pattern in scheme.overrides if re.search(pattern, name)), None)
 
 
 def _rule(scheme, call):
     """The override for the call's layer, else that for the layer whose operation it ends: a convolution's output is behind its BatchNorm and ReLU."""
-    found = next((rule for pattern, rule in scheme.overrides.items() if re.search(pattern, call.layer.name)), None)
+    found = scheme.overrides.get(_override(scheme, call.layer.name))
     return _rule(scheme, call.inputs[0].call) if found is None and _is_fused(call) else found
 
 

@@ -164,7 +164,10 @@ class QuantizedLayer(QuantizeWrapperV2):
 
     @property
     def non_trainable_weights(self):
-        return super().non_trainable_weights if self.trainable else super().trainable_weights + super().non_trainable_weights
+        if self.trainable:
+            return super().non_trainable_weights
+        weights = {id(weight): weight for weight in super().trainable_weights + super().non_trainable_weights}  # both have those of the layer inside
+        return list(weights.values())
 
     @property
     def kernels(self):

@@ -696,12 +696,6 @@ def test_a_subclassed_teacher_keeps_its_size_and_is_asked_on_its_own_views():
         model.fit(tf.data.Dataset.from_tensors(({"student": X, "teachers": (theirs,)}, Y)), verbose=0)
 
 
-def test_a_subclassed_teacher_that_was_never_called_may_learn_and_not_teach():
-    with pytest.raises(BadInput, match="teacher: expected a trained one, received one that was never called, whose weights are random"):
-        taught(teacher=Called())
-    assert np.isfinite(train(taught("joint", teacher=Called()))["teacher_loss"]).all()
-
-
 def test_what_nothing_would_read_is_refused():
     for argument in ({"hint_loss": "attention"}, {"hint_weight": 7.0}):
         with pytest.raises(BadInput, match="hint_loss, hint_weight: expected none without hints, received"):

@@ -159,7 +159,7 @@ def test_freezing_lowers_the_share_of_weights_that_still_move():
         distiller.fit(IMAGES, LABELS, batch_size=4, epochs=1, verbose=0)
         return sum((a != b).sum() for a, b in zip(before, codes(made), strict=True))
 
-    assert changes(0.005) < changes(2.0)
+    assert changes(0.005) < changes(lambda step: 2.0)  # which nothing reaches
 
 
 def test_the_ramp_starts_ends_and_stays():

@@ -679,3 +679,50 @@ def test_a_config_by_hand_is_refused_for_a_layer_without_a_kernel():
     norm = L.BatchNormalization(name="norm")
     with pytest.raises(BadInput, match="weights: expected None for a layer that is none of Conv1D, .*for 'norm'"):
         LayerConfig(weights=Ternary()).get_weights_and_quantizers(norm)
+
+
+def parted():
+    inputs = keras.Input((8, 8, 1))
+    left, right = tf.split(L.Conv2D(6, 3, activation="relu", name="c")(inputs), [2, 4], axis=-1)
+    return keras.Model(inputs, L.Dense(10, name="head")(L.Concatenate()([L.Flatten()(left), L.Flatten()(L.Conv2D(3, 3, name="d")(right))])))
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")  # h5 is what is tested
+@pytest.mark.parametrize("kind", ["x.keras", "x.h5", "x"])
+def test_a_split_student_is_saved_cloned_and_settled(kind, tmp_path):
+    student = quantize(parted(), Scheme(Interval(4), Interval(4)))
+    calibrate(student, IMAGES)
+    student.save(tmp_path / kind)
+    with kerakd.quantize_scope():
+        loaded = keras.models.load_model(tmp_path / kind)
+    cloned = keras.models.clone_model(student)
+    cloned.set_weights(student.get_weights())
+    for again in (loaded, cloned):
+        np.testing.assert_array_equal(again(IMAGES), student(IMAGES))
+    assert kerakd.verify(kerakd.settle(student), kerakd.to_tflite(student), IMAGES).exact
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")  # h5 is what is tested
+@pytest.mark.parametrize("frozen", ["before", "after"])
+def test_a_frozen_kernel_has_each_weight_once_and_in_its_place(frozen, tmp_path):
+    net = nested()
+    net.get_layer("body").get_layer("c2").trainable = frozen != "before"
+    student, other = quantize(net, Scheme(Interval(4), Interval(4))), quantize(nested(), Scheme(Interval(4), Interval(4)))
+    student.get_layer("c2").trainable = False
+    for made in (student, other):
+        calibrate(made, IMAGES)
+    layer, free = student.get_layer("c2"), other.get_layer("c2")
+    assert [weight.name for weight in layer.weights] == [weight.name for weight in free.weights] and not layer.trainable_weights
+    layer.set_weights(free.get_weights())
+    student.save(tmp_path / "x.h5")
+    with kerakd.quantize_scope():
+        loaded = keras.models.load_model(tmp_path / "x.h5")
+    np.testing.assert_array_equal(loaded(IMAGES), student(IMAGES))
+    student.save_weights(tmp_path / "y.h5")
+
+
+@pytest.mark.parametrize("patterns", [["^flat$"], ["^c1$", "^c1$"], ["c", "^c1$"], ["^nowhere$"]])
+def test_an_override_that_changes_nothing_is_refused(patterns):
+    rules = {pattern if k == 0 else f"(?:{pattern})": Scheme(Interval(2), Interval(2)) for k, pattern in enumerate(patterns)}
+    with pytest.raises(BadInput, match="overrides: expected a pattern that matches a layer which is quantized, and which no pattern before it matches"):
+        quantize(nested(), Scheme(Interval(4), Interval(4), overrides=rules))

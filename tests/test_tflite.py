@@ -11,6 +11,7 @@ from networks import randomize
 import kerakd
 from kerakd import BadInput, Interval, KBit, Scheme, Ternary
 from kerakd.quantizers import Sigmoid, Tanh
+from kerakd.recast import recast
 from kerakd.tflite import arithmetic, flatfile, reference, runtime, settle, snap, to_tflite, unpack, verify
 from kerakd.tflite import fold as folding
 from kerakd.wrapper import QuantizedActivation
@@ -1152,3 +1153,51 @@ def test_a_proof_of_other_classes_and_settling_of_no_images_are_refused():
             kerakd.settling(five, five, images)
     with pytest.raises(BadInput, match="received rows of several lengths"):
         kerakd.emulate(to_tflite(five), [[1, 2], [3]])
+
+
+def wide(kernel):
+    """An image of 80,000 bright values under one dense kernel [80000, 4] of these signs."""
+    inputs = keras.Input((100, 100, 1))
+    x = L.Conv2D(8, 1, activation="relu", kernel_initializer="ones", name="first")(inputs)
+    net = keras.Model(inputs, L.Dense(3, name="logits")(L.Dense(4, activation="relu", name="wide")(L.Flatten()(x))))
+    net.get_layer("wide").kernel.assign(kernel)
+    return net
+
+
+BRIGHT = np.concatenate([np.ones((2, 100, 100, 1)), np.random.default_rng(0).uniform(0, 1, (2, 100, 100, 1))]).astype(np.float32)
+
+
+@pytest.mark.parametrize("container", ["int8", "int4"])
+def test_sums_of_many_products_stay_within_their_accumulator(container):
+    """With the headroom of a small layer these overflow on bright images: 80,000 * 255 * 127 is more than 2^31."""
+    kernel = np.random.default_rng(1).uniform(0.5, 1.0, (80_000, 4)).astype(np.float32) * 1e-4
+    kernel[:, 1] *= -1
+    student = kerakd.quantize(wide(kernel), SCHEMES["ternary-A8"])
+    kerakd.calibrate(student, BRIGHT)
+    proof = verify(student, to_tflite(student, container), BRIGHT)
+    assert proof.logits_equal == proof.emulated_equal == 1 and all(layer.equal == 1 for layer in proof.layers)
+
+
+def test_sums_that_no_accumulator_holds_are_refused():
+    student = kerakd.quantize(wide(np.ones((80_000, 4), np.float32)), SCHEMES["W8A8"])
+    kerakd.calibrate(student, BRIGHT)
+    with pytest.raises(BadInput, match="expected sums that 32-bit integers hold, received up to 2,5[0-9,]* of the kernel of 'wide' .* take fewer bits"):
+        to_tflite(student)
+
+
+def test_a_mean_of_a_large_window_is_exact_on_bright_images():
+    inputs = keras.Input((300, 300, 1))
+    pooled = L.AveragePooling2D(300)(L.Conv2D(2, 1, activation="relu", kernel_initializer="ones", name="first")(inputs))
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(3)(L.Flatten()(pooled))), SCHEMES["W8A8"])
+    images = np.concatenate([np.ones((1, 300, 300, 1)), np.random.default_rng(0).uniform(0, 1, (1, 300, 300, 1))]).astype(np.float32)
+    kerakd.calibrate(student, images)
+    assert_exact(student, to_tflite(student), images)
+
+
+def test_one_pooling_on_two_shapes_ships_from_mixed_precision_too():
+    inputs, pool = keras.Input(SHAPE), L.MaxPooling2D(2, name="pool")
+    sides = [pool(L.Conv2D(4, size, activation="relu", name=f"side{size}")(inputs)) for size in (3, 5)]
+    student = kerakd.quantize(randomize(keras.Model(inputs, L.Dense(3)(L.Concatenate()([L.Flatten()(side) for side in sides])))), SCHEMES["W4A4"])
+    kerakd.calibrate(student, noise(16))
+    mixed = recast(student, "mixed_bfloat16")
+    assert to_tflite(mixed) == to_tflite(student)

@@ -31,7 +31,7 @@ def to_tflite(model, container="int8", io="float32"):
         io: type of the file's input and output. With "int8" and "uint8" the caller quantizes by the scale and zero point in the file.
     Returns: bytes.
     Kernels that the scheme leaves float are stored in 8 bits of the converter's choice; `lint` and the proof name them.
-    Raises: BadInput for another container or io, what `lint` says is refused, a model that is not calibrated, has NaN or no quantized kernel;
+    Raises: BadInput for another container or io, what `lint` says is refused, a model that is not calibrated or has NaN;
         RuntimeError if the converter's file is not what was folded.
     """
     if container not in CONTAINERS:
@@ -110,8 +110,9 @@ def _in_float32(layer):
         return layer
     with tf.init_scope():
         copy = graph.clone_layer(layer, dtype="float32")
-        copy.build(layer.input_shape)
-        copy.set_weights(layer.get_weights())
+        if layer.weights:  # another may be called on several shapes, and has no one to be built for
+            copy.build(layer.input_shape)
+            copy.set_weights(layer.get_weights())
     return copy
 
 

@@ -105,7 +105,8 @@ def headroom(high, bits):
 def fold(model, container="int8"):
     """The Folded of a quantized model for one container.
 
-    Raises: BadInput for what `lint` says is refused, a model that was never calibrated, with NaN, steps too small for a file, or no quantized kernel.
+    Raises: BadInput for what `lint` says is refused, a model that was never calibrated, with NaN, steps too small
+        for a file, or sums too large for its integers.
     """
     graph.check_functional(model)
     calls = graph.calls(model)
@@ -148,11 +149,6 @@ def _check_numbers(model):
     for weight in model.weights:
         if weight.dtype.is_floating and not np.isfinite(weight.numpy()).all():
             raise BadInput(f"model: expected finite weights, received NaN or infinity in {weight.name}; the training diverged, go back to a checkpoint")
-    if not any(isinstance(layer, QuantizedLayer) for layer in model._flatten_layers()):
-        raise BadInput(
-            f"model: expected a student made by kerakd.quantize with weights on grids, received {model.name!r} with no quantized kernel; "
-            "give the scheme weights, first or last"
-        )
 
 
 def _check_interval(layer):
@@ -195,7 +191,8 @@ def _linear(call, grids, folded, container, seen):
     template, codes, step, gain, bias, high = _parts(layer)(call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
     least = _least_steps(bias, x, y, bits)
-    room = _fitting(headroom(high, bits), (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
+    most = min(headroom(high, bits), _most(codes, len(gain), x, bits, layer.name))
+    room = _fitting(most, (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
     codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
     linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least, seen)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
@@ -204,11 +201,24 @@ def _linear(call, grids, folded, container, seen):
 
 
 def _least_steps(bias, x, y, bits):
-    """[C]: what a kernel's steps have to be at least. XNNPACK takes multipliers from 2^-32, the converter steps from about 4e-9; an accumulator has 32 bits.
+    """[C]: what a kernel's steps have to be at least: XNNPACK takes multipliers from 2^-32, the converter steps from about 4e-9."""
+    return np.maximum(np.maximum(np.abs(bias) / _half_an_accumulator(bits), y.step * 2.0**-31) / x.step, 2.0**-26)
 
-    Of kernels of 4 bits XNNPACK's holds 16 times the sum.
-    """
-    return np.maximum(np.maximum(np.abs(bias) / 2.0 ** (30 if bits == 8 else 26), y.step * 2.0**-31) / x.step, 2.0**-26)
+
+def _half_an_accumulator(bits):
+    """What a bias may come to, and as much what is added to it. Of kernels of 4 bits XNNPACK's 32 bits hold 16 times the sum."""
+    return 2.0 ** (30 if bits == 8 else 26)
+
+
+def _most(codes, channels, x, bits, name):
+    """How large a headroom the sums of a kernel leave in an accumulator. Raises: BadInput where they have none without it."""
+    largest = int(np.abs(codes.reshape(-1, channels)).sum(0).max()) * max(-x.low, x.high)
+    if largest > _half_an_accumulator(bits):
+        raise BadInput(
+            f"model: expected sums that 32-bit integers hold, received up to {largest:,} of the kernel of {name!r} at its input's largest; take fewer bits "
+            "for it, or pool before it"
+        )
+    return int(_half_an_accumulator(bits) // max(largest, 1))
 
 
 def _matters(codes, steps, bias, x, y):

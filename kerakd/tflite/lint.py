@@ -59,6 +59,11 @@ def _ends(model, calls):
         yield Finding(model.name, f"{len(model.inputs)} inputs and {len(model.outputs)} outputs, where a file has one of each", "export a model for each", True)
 
 
+def _no_student(model, calls):
+    if not any(isinstance(call.layer, QuantizedLayer) for call in calls):
+        yield Finding(model.name, "no quantized kernel", "make a student of it by kerakd.quantize, with weights, first or last in its scheme", True)
+
+
 def _sizes(model, calls):
     shape = model.inputs[0].shape[1:]
     if None in shape:
@@ -170,6 +175,6 @@ def _dead_channels(model, calls):
 
 ENDS = (_ends,)  # of a file alone: several networks have settled copies and codes
 OF_CALLS = (
-    *(_sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
+    *(_no_student, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
     *(_no_integers, _padded_averages, _dead_channels),
 )
