@@ -50,7 +50,7 @@ def _both(cls, scale, offset, turned=False):
             return None  # integers are sizes, no images
         if all(symbolic):
             same = values[0].shape.rank == values[1].shape.rank
-            return copier.new(cls, name)(list(values)) if cls and same else None
+            return copier.once(cls, name, list(values)) if cls and same else None
         x, constant = values if symbolic[0] else values[::-1]
         if not scales_channels(np.asarray(constant), x.shape):
             return None
@@ -110,6 +110,18 @@ def _split(copier, name, values):
 def _slice(start, stop):
     """As Keras keeps one in a model's configuration."""
     return {"start": start, "stop": stop, "step": None}
+
+
+def _getitem(copier, name, values):
+    """x[...] with an Ellipsis, which no .keras file keeps, written out."""
+    x, spec = values
+    spec = list(spec) if isinstance(spec, (tuple, list)) else [spec]
+    at = [k for k, one in enumerate(spec) if one is Ellipsis]
+    if not at:
+        return None
+    given = sum(one is not Ellipsis and one is not None for one in spec)  # None is a new axis
+    spec[at[0] : at[0] + 1] = [_slice(None, None)] * (x.shape.rank - given)
+    return copier.new(SLICES, name, tf.__operators__.getitem)(x, tuple(spec))
 
 
 def _clip(copier, name, values):
@@ -178,23 +190,24 @@ _ONE, _ZERO = lambda c: np.ones(1), lambda c: np.zeros(1)  # noqa: E731
 _ADDITION = _both(L.Add, _ONE, lambda c: c)
 _RULES = {
     **dict.fromkeys(("add", "add_v2", "AddV2"), _ADDITION),
-    **dict.fromkeys(("bias_add",), _bias),
+    "bias_add": _bias,
     **dict.fromkeys(("multiply", "mul", "Mul"), _both(L.Multiply, lambda c: c, _ZERO)),
     **dict.fromkeys(("subtract", "sub"), _both(None, _ONE, lambda c: -c, turned=True)),
     **dict.fromkeys(("truediv", "divide", "div"), _both(None, lambda c: 1 / c, _ZERO)),
-    **dict.fromkeys(("relu",), _function(tf.nn.relu)),
-    **dict.fromkeys(("relu6",), _function(tf.nn.relu6)),
-    **dict.fromkeys(("sigmoid",), _function(tf.nn.sigmoid)),
+    "relu": _function(tf.nn.relu),
+    "relu6": _function(tf.nn.relu6),
+    "sigmoid": _function(tf.nn.sigmoid),
     **dict.fromkeys(("silu", "swish"), _function(keras.activations.swish)),
-    **dict.fromkeys(("reduce_mean",), _mean),
-    **dict.fromkeys(("pad",), _pad),
-    **dict.fromkeys(("transpose",), _transpose),
-    **dict.fromkeys(("split",), _split),
-    **dict.fromkeys(("clip_by_value",), _clip),
-    **dict.fromkeys(("maximum",), _maximum),
-    **dict.fromkeys(("concat",), _concat),
-    **dict.fromkeys(("reshape",), _reshape),
-    **dict.fromkeys(("cast",), _cast),
+    "reduce_mean": _mean,
+    "pad": _pad,
+    "transpose": _transpose,
+    "split": _split,
+    "getitem": _getitem,
+    "clip_by_value": _clip,
+    "maximum": _maximum,
+    "concat": _concat,
+    "reshape": _reshape,
+    "cast": _cast,
     **dict.fromkeys(("avg_pool", "avg_pool2d"), _pool(L.AveragePooling2D)),
     **dict.fromkeys(("max_pool", "max_pool2d"), _pool(L.MaxPooling2D)),
 }

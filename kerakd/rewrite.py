@@ -27,7 +27,8 @@ def simplify(model):
     * A Conv1D becomes a Conv2D of height 1, with the BatchNorm and ReLU behind it, a DepthwiseConv1D and a mean or average pooling of a row
       one of such an image. A separable convolution becomes a depthwise one, NAME_depthwise, and a pointwise one that keeps its name.
       What a causal one pads is a ZeroPadding2D before it.
-    * Additions and products of several tensors go pair by pair. Rescalings and Normalizations in a row become one Rescaling.
+    * Additions and products of several tensors go pair by pair. Equal additions, products, means and sigmoids of the same tensors are one, as they
+      are in a file. Rescalings and Normalizations in a row become one Rescaling.
     * What a concatenation reads of the model's input goes through a Rescaling by 1, as it shares a grid with the rest there.
 
     Args:
@@ -43,13 +44,14 @@ class _Copier:
     """The copies made so far: `made` by id of the source, `parts` where it became convolutions of images, `sources`, its variables, by name of the copy.
 
     affine: {id of a Rescaling's output: (its input, scale, offset)}. clipped: {id of a ReLU's output: (its input, bound)}.
-    lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}. theirs: names of the source's layers; at: the one that is copied.
+    equal: {what `once` made: its output}. lifted: {id of a tensor [n, length, C]: the same as [n, 1, length, C]}.
+    theirs: names of the source's layers; at: the one that is copied.
     """
 
     def __init__(self, theirs):
         self.theirs, self.at = theirs, ""
         self.made, self.parts, self.sources, self.taken = {}, {}, {}, set()
-        self.affine, self.clipped, self.lifted = {}, {}, {}
+        self.affine, self.clipped, self.lifted, self.equal = {}, {}, {}, {}
 
     def name(self, wanted):
         """`wanted`, or with the first number that makes it unique, and no other layer's of the source: overrides name those."""
@@ -61,6 +63,13 @@ class _Copier:
     def new(self, cls, name, *args, **kwargs):
         """A fresh layer without weights, its name near `name`."""
         return cls(*args, name=self.name(name), **kwargs)
+
+    def once(self, cls, name, inputs, *args):
+        """The output of a fresh layer without weights. Equal ones on the same tensors are one: a file has one of them, whose output has one grid."""
+        key = (cls, *args, *sorted(id(x) for x in tf.nest.flatten(inputs)))  # the order of operands does not matter
+        if key not in self.equal:
+            self.equal[key] = self.new(cls, name, *args)(inputs)
+        return self.equal[key]
 
     def copy(self, layer, args, kwargs):
         """Symbolic outputs that stand for layer(*args, **kwargs)."""
@@ -111,7 +120,7 @@ class _Copier:
         """The mean over height and width; of one pixel, a reshape. So are kept dimensions: the integer mean without them has one rounding less."""
         one_pixel = tuple(x.shape[1:3]) == (1, 1)
         if not one_pixel:
-            x = self.new(L.GlobalAveragePooling2D, name)(x)
+            x = self.once(L.GlobalAveragePooling2D, name, x)
         kept = [1, 1] if keepdims else []
         return self.new(L.Reshape, name if one_pixel else f"{name}_kept", [*kept, x.shape[-1]])(x) if one_pixel or kept else x
 
@@ -152,9 +161,9 @@ class _Copier:
         if function is tf.nn.relu6:
             return self.relu(x, name, 6.0)
         if function in (keras.activations.sigmoid, tf.nn.sigmoid, tf.math.sigmoid):
-            return self.new(L.Activation, name, "sigmoid")(x)
+            return self.once(L.Activation, name, x, "sigmoid")
         if function in (keras.activations.swish, tf.nn.silu):
-            return self.new(L.Multiply, name)([x, self.new(L.Activation, f"{name}_gate", "sigmoid")(x)])
+            return self.once(L.Multiply, name, [x, self.once(L.Activation, f"{name}_gate", x, "sigmoid")])
         if function is keras.activations.hard_sigmoid:
             return self.relu(self.rescale(x, f"{name}_line", 0.2, 0.5), name, 1.0)
         return None
@@ -277,7 +286,7 @@ def _pairs(copier, layer, args, kwargs):
     """An addition or product of several tensors, one after the other."""
     first, *rest = args[0]
     for operand in rest:
-        first = copier.new(L.Add if isinstance(layer, L.Add) else L.Multiply, layer.name)([first, operand])
+        first = copier.once(L.Add if isinstance(layer, L.Add) else L.Multiply, layer.name, [first, operand])
     return first
 
 

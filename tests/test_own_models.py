@@ -284,6 +284,34 @@ def test_a_gate_on_images_without_a_grid_is_float():
     assert kerakd.verify(student, kerakd.to_tflite(student), IMAGES).float_tensors
 
 
+def squeezed_and_read(x):
+    """A gate and the head take the mean of one tensor."""
+    y = conv(x, activation="relu")
+    gate = L.Dense(8, activation="sigmoid")(L.GlobalAveragePooling2D()(y))
+    return L.Concatenate()([L.Flatten()(y * gate[:, None, None, :]), L.Dense(4)(L.GlobalAveragePooling2D()(y))])
+
+
+def branches_of_equal_activations(x):
+    y = conv(x)
+    return L.Concatenate()([conv(L.Activation("swish")(y)), conv(L.Activation("swish")(y))])
+
+
+def a_sum_and_its_relu(x):
+    a, b = conv(x), conv(x)
+    return L.Concatenate()([conv(a + b), conv(tf.nn.relu(b + a))])
+
+
+@pytest.mark.parametrize("body", [squeezed_and_read, branches_of_equal_activations, a_sum_and_its_relu], ids=lambda body: body.__name__)
+def test_equal_operations_on_the_same_tensors_are_exact_after_training_too(body):
+    """The converter merges them; two intervals that training has moved apart made the one result float."""
+    student = calibrated(net(body))
+    rng = np.random.default_rng(0)
+    for _, _, interval in interval_variables(student):
+        interval.assign(interval * float(rng.uniform(0.8, 1.0)))
+    proof = kerakd.verify(student, kerakd.to_tflite(student), IMAGES)
+    assert proof.exact and proof.emulated_equal == 1 and kerakd.lint(student) == []
+
+
 def once_behind_a_kernel_and_once_alone(x):
     norm = L.BatchNormalization(name="norm")
     y = L.ReLU()(norm(conv(x)))

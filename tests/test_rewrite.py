@@ -58,6 +58,11 @@ def relu_with_two_readers(x):
     return L.Add()([y * 0.5, y])
 
 
+def sums_of_two(x):
+    y = branch(x)
+    return (x + y) * tf.nn.relu(L.Add()([y, x])) + y
+
+
 def called_twice(layer):
     def body(x):
         one = layer()
@@ -164,6 +169,11 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "a split": (IMAGE, lambda x: sum(tf.split(x, 2, -1)), {"SlicingOpLambda": 2, "Add": 1, **LINE}),
     "a split of unequal parts": (IMAGE, lambda x: tf.split(x, [1, -1], 3)[1], {"SlicingOpLambda": 1}),
     "a split of rows, two of three read": (IMAGE, lambda x: L.Add()(tf.split(x, num_or_size_splits=3, axis=1)[:2]), {"SlicingOpLambda": 2, "Add": 1}),
+    "two equal means": (IMAGE, lambda x: L.GlobalAveragePooling2D()(x) + 2.0 * tf.reduce_mean(x, [1, 2]), {"GlobalAveragePooling2D": 1, "Add": 1, **LINE}),
+    "two equal swishes": (IMAGE, lambda x: branch(tf.nn.silu(x)) + branch(L.Activation("swish")(x)), {"Activation": 1, "Multiply": 1, "Dense": 2, "Add": 1}),
+    "x + y, y + x and a product": (IMAGE, sums_of_two, {"Dense": 1, "Add": 2, "Multiply": 1, "ReLU": 1}),
+    "an ellipsis": (IMAGE, lambda x: x[..., ::-1] + x[:, ..., :1], {"SlicingOpLambda": 2, "Add": 1}),
+    "an ellipsis of one axis and a new one": (ROW, lambda x: x[:, None, ..., 1], {"SlicingOpLambda": 1}),
     "mean of channels": (IMAGE, lambda x: tf.reduce_mean(x, 3), KEPT),
     "mean of rows": ((6, 6), lambda x: tf.reduce_mean(x, [1, 2]), KEPT),
     "mean of all": (IMAGE, lambda x: tf.reduce_mean(x), KEPT),

@@ -683,7 +683,7 @@ def test_a_config_by_hand_is_refused_for_a_layer_without_a_kernel():
 
 def parted():
     inputs = keras.Input((8, 8, 1))
-    left, right = tf.split(L.Conv2D(6, 3, activation="relu", name="c")(inputs), [2, 4], axis=-1)
+    left, right = tf.split(L.Conv2D(6, 3, activation="relu", name="c")(inputs)[..., ::-1], [2, 4], axis=-1)
     return keras.Model(inputs, L.Dense(10, name="head")(L.Concatenate()([L.Flatten()(left), L.Flatten()(L.Conv2D(3, 3, name="d")(right))])))
 
 
