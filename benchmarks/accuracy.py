@@ -28,7 +28,7 @@ with kerakd.quiet.native_chatter_off():
     from export import card
     from export.tflite import float_file
     from kerakd import config
-    from kerakd.files import write_aside
+    from kerakd.files import write_aside, write_json
     from kerakd.modelfile import load_model
 
 KEPT = ("flags.cfg", "metrics.jsonl", "results.json", "student.json")
@@ -144,7 +144,7 @@ def keep(run, name, clock):
         "machine": machine(),
         "versions": card.versions(),
     }
-    write_aside(folder / "run.json", lambda aside: aside.write_text(json.dumps(kept, indent=1) + "\n"))
+    write_json(folder / "run.json", kept)
     return kept
 
 

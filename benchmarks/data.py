@@ -8,7 +8,6 @@ medians count. Waiting is the share of the time of both together that goes by be
 """
 
 import argparse
-import json
 import time
 
 import kerakd.quiet
@@ -20,6 +19,7 @@ with kerakd.quiet.native_chatter_off():
 
     import kerakd
     from kerakd import augment, data, models
+    from kerakd.files import write_json
 
 BATCH, ROUNDS = 128, 3
 
@@ -88,8 +88,7 @@ def main():
         print(f"{split.name}, {view}: " + ", ".join(f"{name} {value:.4g}" for name, value in found.items()))
     print("targets: pipeline / step at least 3, input wait at most 0.03")
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ The same in milliseconds of CPU, of all threads, says which work there is where 
 """
 
 import argparse
-import json
 import tempfile
 import time
 
@@ -26,6 +25,7 @@ with kerakd.quiet.native_chatter_off():
     import kerakd
     from kerakd import data, models
     from kerakd.cache import TeacherCache, fingerprint
+    from kerakd.files import write_json
 
 SIDE, CLASSES, BATCHES = 32, 10, 4  # batches of an epoch
 TEACHERS = {"1x": 1.0, "4x": 2.0}  # multiplications, as many times the student's: width
@@ -121,8 +121,7 @@ def main():
         target = f"   target {TARGETS[name.split()[0]]:.2f}" if "/" in name else ""
         print(f"{name:44} {value:8.3f}{target}" if target else f"{name:44} {value:8.1f}", flush=True)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

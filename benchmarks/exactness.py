@@ -19,7 +19,7 @@ with kerakd.quiet.native_chatter_off():
 
     import kerakd
     from kerakd import batchnorm, data, models, scores
-    from kerakd.files import write_aside
+    from kerakd.files import write_aside, write_json
 
 BATCH = 128
 TERNARY_A8, W8A8, W4A4, W4A8 = (kerakd.Ternary(), 8), (8, 8), (4, 4), (4, 8)
@@ -105,12 +105,12 @@ def main():
             if re.search(options.row, row) and f"{row} logits equal" not in figures:
                 net = float_net(name, width, epochs, train_split, folder)
                 figures.update({f"{row} {key}": value for key, value in prove(net, weights, activations, steps, train_split, test, options.images).items()})
-                write_aside(done, lambda aside: aside.write_text(json.dumps(figures, indent=1)))
+                write_json(done, figures)
             if f"{row} logits equal" in figures:
                 equal, top1, apart = (figures[f"{row} {key}"] for key in ("logits equal", "top1 equal", "max steps"))
                 print(f"{row:32} logits equal {equal:8.4%}  top-1 equal {top1:8.4%}  at most {apart} steps apart", flush=True)
     if options.json:
-        write_aside(options.json, lambda aside: aside.write_text(json.dumps(figures, indent=1)))
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ with kerakd.quiet.native_chatter_off():
     from export import card
     from export.tflite import float_file
     from kerakd import batchnorm, modelfile, models
+    from kerakd.files import write_json
     from kerakd.tflite import runtime
     from kerakd.tflite.codes import ideal_bytes
 
@@ -168,8 +169,7 @@ def main():
         figures.update(measure(name, options.repeats))
         report(name, figures)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ with kerakd.quiet.native_chatter_off():
     from benchmarks.peer import resnet
     from benchmarks.rows import CIFAR10, RESULTS
     from kerakd import data, modelfile
-    from kerakd.files import write_aside
+    from kerakd.files import write_json
     from kerakd.tflite import runtime
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -138,14 +138,14 @@ def main():
             figures |= of_file(file.read_bytes(), task) if figures.pop("file", None) else {}
             found["variants"][name][variant] = figures
             found["date"] = time.strftime("%Y-%m-%d")
-            write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
+            write_json(options.json, found)
             print(f"{name:20} {variant:9} {shown(figures)}", flush=True)
     with_files = [(name, variant) for name, variants in found["variants"].items() for variant, figures in variants.items() if "bytes" in figures]
     files = {key: (task / f"{PEERS[key[0]][0]}_{key[1].replace(' ', '_')}.tflite").read_bytes() for key in with_files}
     image = np.load(task / "test_images.npy", mmap_mode="r")[:1].astype(np.float32)
     for (name, variant), taken in milliseconds(files, image, ROUNDS).items():
         found["variants"][name][variant]["file_ms"] = float(np.median(taken))
-    write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
+    write_json(options.json, found)
 
 
 if __name__ == "__main__":

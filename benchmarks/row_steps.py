@@ -11,7 +11,6 @@ CIFAR-10 lies.
 import argparse
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import tempfile
@@ -27,7 +26,7 @@ with kerakd.quiet.native_chatter_off():
     from benchmarks.accuracy import is_kept, machine
     from benchmarks.rows import CIFAR10, ROWS, STEPS
     from kerakd import config, data
-    from kerakd.files import write_aside
+    from kerakd.files import write_json
     from kerakd.rundir import RunDirectory
     from kerakd.training import Training
 
@@ -99,7 +98,7 @@ def main():
     found = {"machine": machine(), "date": time.strftime("%Y-%m-%d"), "milliseconds": measure(rows, options.repeats)}
     for row, milliseconds in found["milliseconds"].items():
         print(f"{row:32} {milliseconds:8.1f}")
-    write_aside(options.json, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
+    write_json(options.json, found)
 
 
 if __name__ == "__main__":

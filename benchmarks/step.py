@@ -6,7 +6,6 @@ Each variant takes a few steps in turn, round after round; the medians count, so
 """
 
 import argparse
-import json
 import time
 
 import kerakd.quiet
@@ -20,6 +19,7 @@ with kerakd.quiet.native_chatter_off():
     import kerakd
     from kerakd import models
     from kerakd.carry import Carry
+    from kerakd.files import write_json
     from kerakd.recast import recast
 
 CASES = {"resnet20": (128, 32, 10), "mobilenet_v2": (16, 224, 1000)}  # batch, side, classes
@@ -104,8 +104,7 @@ def main():
             if key.startswith(name):
                 print(f"{key:44} {value:8.1f}   {value / base:5.2f} x float", flush=True)
     if options.json:
-        with open(options.json, "w") as file:
-            json.dump(figures, file, indent=1)
+        write_json(options.json, figures)
 
 
 if __name__ == "__main__":

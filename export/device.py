@@ -6,7 +6,6 @@ python -m export.device --model=student.tflite --adb --benchmark_binary=android_
 
 import collections
 import dataclasses
-import json
 import os
 import pathlib
 import random
@@ -24,8 +23,8 @@ with quiet.native_chatter_off():
     from export import card
     from kerakd import commandline
     from kerakd.commandline import flag
-    from kerakd.errors import BadInput
-    from kerakd.files import write_aside
+    from kerakd.errors import BadInput, first_line
+    from kerakd.files import write_json
     from kerakd.tflite import flatfile, runtime
 
 BURST = 10  # images of one file in a row, before the next file's turn
@@ -130,7 +129,7 @@ def add_delegation(file):
     try:
         left = collections.Counter(runtime.not_delegated(file.data))
     except (RuntimeError, ValueError) as error:
-        raise BadInput(f"--model={file.path}: expected a file that LiteRT runs, received one that it refuses ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"--model={file.path}: expected a file that LiteRT runs, received one that it refuses ({first_line(error)})") from error
     file.figures |= {OUTSIDE: left.total(), **{f"{OUTSIDE} {kind}": count for kind, count in left.items()}}
 
 
@@ -293,7 +292,7 @@ def main():
     print(f"{table(files)}\n\n{recommendation(files)}")
     if options.json:
         flat = {f"{file.name} {figure}": value for file in files for figure, value in file.figures.items()}
-        write_aside(options.json, lambda aside: aside.write_text(json.dumps(flat, indent=1) + "\n"))
+        write_json(options.json, flat)
 
 
 if __name__ == "__main__":

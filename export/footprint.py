@@ -29,7 +29,6 @@ Which of the two the paper's figure counts is not known here. The picture shows 
 import collections
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import sys
@@ -45,8 +44,8 @@ with quiet.native_chatter_off():
     from export.footprint_figure import READINGS, ROWS, figure_of, flat, table
     from kerakd import commandline, graph, models
     from kerakd.commandline import flag
-    from kerakd.errors import BadInput
-    from kerakd.files import write_aside
+    from kerakd.errors import BadInput, first_line
+    from kerakd.files import write_aside, write_json
     from kerakd.kinds import fuses, passes_on
     from kerakd.modelfile import load_model
     from kerakd.plan import plan
@@ -294,7 +293,7 @@ def load(name, options):
     except BadInput:
         raise
     except (ValueError, OverflowError, tf.errors.OpError) as error:
-        received = f"--image_size={options.image_size} --classes={options.classes} --channels={options.channels} ({str(error).splitlines()[0][:200]})"
+        received = f"--image_size={options.image_size} --classes={options.classes} --channels={options.channels} ({first_line(error)})"
         raise BadInput(f"sizes: expected some that the network can have, received {received}; leave them out for the defaults") from error
 
 
@@ -328,7 +327,7 @@ def main():
             print(f"{name}: float at every width: {', '.join(f'{count} {kind}' for kind, count in kept.items())}")
     write_aside(options.out, lambda aside: figure_of(networks, found, options.activations).savefig(aside, dpi=120))
     if options.json:
-        write_aside(options.json, lambda aside: aside.write_text(json.dumps(flat(found), indent=1) + "\n"))
+        write_json(options.json, flat(found))
     print(f"wrote {', '.join(filter(None, (options.out, options.json)))}")
 
 

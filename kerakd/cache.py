@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.errors import BadInput
-from kerakd.files import write_aside
+from kerakd.files import write_json
 
 KINDS = ("logits", "marks")  # of an epoch's files
 TOLERANCE = 1e-3  # of a logit, of the largest one: what another batch of operations on another machine may give
@@ -80,7 +80,7 @@ class TeacherCache:
             self.folder.mkdir(parents=True, exist_ok=True)
             with _alone(self.folder):
                 if not label.exists():
-                    write_aside(label, lambda aside: aside.write_text(json.dumps(made_from, indent=1) + "\n"))
+                    write_json(label, made_from)
         except OSError as error:
             raise BadInput(f"teacher_cache: expected a folder that can be written, received {self.folder} ({error.strerror}); take another") from error
 

@@ -9,7 +9,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_layer
 from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import QuantizeWrapper
 
 from kerakd import graph
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 from kerakd.kinds import is_transparent, keeps_pixels
 from kerakd.wrapper import QuantizedActivation, interval_variables
 
@@ -66,7 +66,7 @@ def _checked(images, model):
         images = tf.nest.map_structure(tf.convert_to_tensor, images)
         batches = model._flatten_to_reference_inputs(images)
     except (ValueError, TypeError, KeyError) as error:
-        raise BadInput(f"images: expected an array [n, ...] for each input, received {type(images).__name__} ({str(error).splitlines()[0]})") from error
+        raise BadInput(f"images: expected an array [n, ...] for each input, received {type(images).__name__} ({first_line(error)})") from error
     expected = [tf.TensorShape([None, *source.shape[1:]]) for source in model.inputs]
     received = [batch.shape for batch in batches]
     if len(expected) != len(received) or not all(shape.is_compatible_with(wanted) and shape[0] for shape, wanted in zip(received, expected)):

@@ -9,7 +9,7 @@ import urllib.parse
 
 import tensorflow as tf
 
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 
 NAMES = ("none", "mirrored", "multi_worker", "tpu")
 
@@ -132,8 +132,7 @@ def _multi_worker():
     try:
         return Devices(tf.distribute.MultiWorkerMirroredStrategy(), number, len(workers))
     except tf.errors.OpError as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"TF_CONFIG: expected to serve at {addresses[number]} and to reach the others, received an error ({said[:200]})") from error
+        raise BadInput(f"TF_CONFIG: expected to serve at {addresses[number]} and to reach the others, received an error ({first_line(error)})") from error
 
 
 def _tpu(address):
@@ -146,5 +145,4 @@ def _tpu(address):
         tf.tpu.experimental.initialize_tpu_system(resolver)
         return Devices(tf.distribute.TPUStrategy(resolver))
     except (ValueError, RuntimeError, tf.errors.OpError, OSError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"--tpu: expected the name or address of a TPU, or local on a TPU VM, received {address!r} ({said[:200]})") from error
+        raise BadInput(f"--tpu: expected the name or address of a TPU, or local on a TPU VM, received {address!r} ({first_line(error)})") from error

@@ -12,7 +12,7 @@ from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
 from kerakd.checks import check_apart, check_fit, check_labels, check_learners, check_logits, check_loss, check_metrics, check_teacher, warn_of_temperature
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
 from kerakd.groups import LossScales, by_kind, minimize, spare
@@ -183,7 +183,7 @@ class Distiller(keras.Model):
         try:
             return super().load_weights(filepath, *args, **kwargs)
         except ValueError as error:
-            told = f"received others ({str(error).strip().splitlines()[0]})"
+            told = f"received others ({first_line(error)})"
             raise BadInput(f"filepath: expected weights that this version saved of the same networks, compiled likewise, {told}") from error
 
     @property

@@ -8,6 +8,12 @@ class BadInput(ValueError):
     """
 
 
+def first_line(error, most=200):
+    """What another library's error says first, at most so many characters; of one that says nothing its type."""
+    said = str(error).strip()
+    return said.splitlines()[0][:most] if said else type(error).__name__
+
+
 class Diverged(BadInput):
     """Raised where the loss of a training step, or a weight or interval that it reads, is not a finite number.
 

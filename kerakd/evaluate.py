@@ -5,7 +5,6 @@ python -m kerakd.evaluate --model=student.tflite --dataset=cifar10
 """
 
 import dataclasses
-import json
 import pathlib
 import sys
 
@@ -20,7 +19,7 @@ with quiet.native_chatter_off():
     from kerakd.checks import check_classifier
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.files import is_aside, write_aside
+    from kerakd.files import is_aside, write_aside, write_json
     from kerakd.modelfile import load_model
     from kerakd.plan import takes_pixels
     from kerakd.rundir import RunDirectory
@@ -166,7 +165,7 @@ def main():
     if options.picture:
         write_aside(options.picture, lambda aside: figure_of(counts, names, f"{name}: accuracy {found[name]['accuracy']:.4f}").savefig(aside, dpi=120))
     if options.json:
-        write_aside(options.json, lambda aside: aside.write_text(json.dumps({"dataset": test.name, "images": test.count, "models": found}, indent=1) + "\n"))
+        write_json(options.json, {"dataset": test.name, "images": test.count, "models": found})
     for path in filter(None, (options.picture, options.json)):
         print(f"wrote {path}")
 

@@ -30,6 +30,11 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def write_json(path, value):
+    """Writes a value as indented JSON; as `write_aside`."""
+    write_aside(path, lambda aside: aside.write_text(json.dumps(value, indent=1) + "\n"))
+
+
 def read_json(path, text=None):
     """What a JSON file says, or one line of it. Raises: BadInput for a damaged one."""
     try:

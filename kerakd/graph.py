@@ -6,7 +6,7 @@ import dataclasses
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 
 
 def is_functional(model):
@@ -150,7 +150,7 @@ def clone_layer(layer, cls=None, **changes):
     except (TypeError, ValueError, NotImplementedError) as error:
         raise BadInput(
             f"model: expected layers that can be made again from their configuration, received {layer.name!r}, {type(layer).__name__} "
-            f"({str(error).splitlines()[0][:120]}); register its class or function with keras.utils.register_keras_serializable, "
+            f"({first_line(error, 120)}); register its class or function with keras.utils.register_keras_serializable, "
             "and for a lambda or a partial take a layer (LeakyReLU, say) or a function with a name"
         ) from error
 

@@ -6,7 +6,7 @@ import zipfile
 import tensorflow as tf
 import tf_keras as keras
 
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 from kerakd.keras3 import from_keras3, version_of
 from kerakd.wrapper import quantize_scope
 
@@ -29,7 +29,6 @@ def load_model(path):
     except BadInput:
         raise
     except (ValueError, OSError, TypeError, KeyError, RuntimeError, tf.errors.OpError, zipfile.BadZipFile) as error:
-        said = str(error)
-        own = any(word in said for word in OF_ITS_OWN)
+        own = any(word in str(error) for word in OF_ITS_OWN)
         remedy = "a class or function of your own is known to your code alone: train there, with kerakd.Distiller" if own else "save it again"
-        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({(said.splitlines() or ['broken'])[0][:200]}); {remedy}") from error
+        raise BadInput(f"model: expected a tf_keras (Keras 2) model, received {path} ({first_line(error)}); {remedy}") from error

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.devices import lost
-from kerakd.errors import BadInput
-from kerakd.files import is_aside, read_json, write_aside
+from kerakd.errors import BadInput, first_line
+from kerakd.files import is_aside, read_json, write_aside, write_json
 from kerakd.modelfile import load_model
 
 WRITTEN = (
@@ -116,7 +116,7 @@ class RunDirectory:
 
     def _keep(self, name, found):
         with self.writing(name) as path:
-            write_aside(path, lambda aside: aside.write_text(json.dumps(found, indent=1) + "\n"))
+            write_json(path, found)
 
     def _kept(self, name):
         return read_json(self.path / name) if (self.path / name).exists() else {}
@@ -304,5 +304,4 @@ def _short(value):
 
 
 def _unwritten(path, error):
-    said = str(error).strip().splitlines()
-    return BadInput(f"--workdir: expected to write {path}, received an error ({said[0] if said else type(error).__name__}); make room, then give --resume")
+    return BadInput(f"--workdir: expected to write {path}, received an error ({first_line(error)}); make room, then give --resume")

@@ -9,7 +9,6 @@ accuracy that is predicted is that of all chosen widths together, measured, befo
 """
 
 import dataclasses
-import json
 import math
 import re
 import sys
@@ -25,7 +24,7 @@ with quiet.native_chatter_off():
     from kerakd.calibration import fit_weight_intervals
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.files import write_aside
+    from kerakd.files import write_aside, write_json
     from kerakd.modelfile import load_model
     from kerakd.quantizers import Interval, parse
     from kerakd.rewrite import simplify
@@ -239,7 +238,7 @@ def main():
     if options.picture:
         write_aside(options.picture, lambda aside: figure_of(found, accuracy).savefig(aside, dpi=120))
     if options.json:
-        write_aside(options.json, lambda aside: aside.write_text(json.dumps(said, indent=1) + "\n"))
+        write_json(options.json, said)
     for path in filter(None, (options.picture, options.json)):
         print(f"wrote {path}")
 

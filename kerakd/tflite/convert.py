@@ -7,7 +7,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 from kerakd.kinds import is_exact
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
@@ -81,9 +81,7 @@ def _convert(model, folded, io):
         try:
             return converter.convert()
         except ConverterError as error:
-            raise BadInput(
-                f"model: expected operators that TFLite has, received an error of its converter ({str(error).strip().splitlines()[0][:200]})"
-            ) from error
+            raise BadInput(f"model: expected operators that TFLite has, received an error of its converter ({first_line(error)})") from error
 
 
 def _for_one_image(function, spec):
