@@ -15,6 +15,22 @@ CURVES = (
     *("qkd_w4a4_ss", "qkd_w4a4_ss_tu", "best_w4a4", "qkd_w2a2_ss", "best_w2a2_taught"),
 )
 
+BEST = {  # of README's picture: {series: {row: its name there}}
+    "a hundred epochs in float, then six in low bits": {
+        "float_100": "float",
+        "long_w4a4": "W4A4",
+        "long_ternary": "ternary-A8",
+        "long_w2a2_fast": "W2A2",
+    },
+    "twelve epochs in all, under a wider teacher": {
+        "float_taught_longer": "float",
+        "best_w4a4_taught": "W4A4",
+        "best_ternary_taught": "ternary-A8",
+        "best_w2a2_taught": "W2A2",
+    },
+    "the wider teacher": {"teacher": "float, twice as wide"},
+}
+
 
 def _mean(figure, runs):
     return statistics.mean(run[figure] for run in runs)
@@ -39,6 +55,23 @@ def scattered(found, measured, label, unit=1, scale="linear"):
         figure.legend(fontsize=7, loc="outside lower center", ncols=2, frameon=False)
     figure.draw_without_rendering()  # so that places are known
     _name(axes, named)
+    return figure
+
+
+def best(found):
+    """Accuracy against bytes of the best row at each width, the mean of its seeds."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for (title, rows), colour, mark in zip(BEST.items(), ("navy", "tab:orange", "tab:gray"), "osD", strict=True):
+        points = [(_mean("zipped", found[row]) / 1e3, 100 * _mean("accuracy", found[row]), name) for row, name in rows.items() if found[row]]
+        axes.plot([x for x, _, _ in points], [y for _, y, _ in points], mark, color=colour, label=title)
+        for x, y, name in points:
+            axes.annotate(f"{name} {y:.2f}", (x, y), (0, 7), textcoords="offset points", fontsize=8, ha="center", color=colour)
+    axes.set(xlabel="kilobytes of the .tflite, zipped; a float network's in float32", ylabel="test accuracy, %", xscale="log", xlim=(50, 10_000))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.margins(y=0.1)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="lower right")
     return figure
 
 

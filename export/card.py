@@ -101,6 +101,8 @@ def as_markdown(card, file):
             f"* float tensors inside: {len(census['float_tensors'])}",
             "",
         ]
+    sums = ", ".join(f"`{digits}` of the {container} container" for container, digits in card["sha256"].items())
+    lines += [f"The files that this is said of have the sha256 {sums}.", ""]
     needs = ", ".join(f"{version} for the {container} container" for container, version in card["oldest_litert"].items())
     lines += [f"Oldest LiteRT (ai-edge-litert) that computes them right: {needs}.", ""]
     for key, proof in card["proofs"].items():

@@ -229,6 +229,8 @@ def main():
     if made["settled"]:
         print(f"settling\n  before the proof {made['settled']}")
     _check(made["proofs"], options.require)
+    if not _kept(made["proofs"]["int4"]):
+        print("kerakd: the int4 container, whose biases are coarser, names another class than the student on more than one image in a hundred", file=sys.stderr)
     contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made, paths["int8"].name).encode()}
     if options.codes:
         contents["codes"] = _as_npz(kerakd.codes(student))

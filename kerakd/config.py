@@ -163,7 +163,7 @@ class Config:
         for text in self.phase:
             mode, _, epochs = text.partition(":")
             if mode not in MODES or not (epochs.isascii() and epochs.isdigit() and int(epochs)):
-                raise BadInput(f"--phase: expected MODE:EPOCHS with MODE one of {', '.join(MODES)}, received {text!r}")
+                raise BadInput(f"--phase: expected MODE:EPOCHS, MODE one of {', '.join(MODES)}, EPOCHS a whole number of 1 or more, received {text!r}")
             found.append((mode, self.epochs(int(epochs))))
         return found
 
@@ -182,9 +182,9 @@ class Config:
             found = _OVERRIDE.fullmatch(text)
             if not found:
                 raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
-            pattern, weights, activations = found[1], *map(quantizers.parse, found.groups()[1:])
-            overrides[pattern] = scheme.Scheme(weights, activations, sums=activations and self.sums or None, signed=quantizers.parse(self.signed))
-        weights, activations, signed = map(quantizers.parse, (self.weights, self.activations, self.signed))
+            weights, activations = (_quantizer("override", part) for part in found.groups()[1:])
+            overrides[found[1]] = scheme.Scheme(weights, activations, sums=activations and self.sums or None, signed=_quantizer("signed", self.signed))
+        weights, activations, signed = (_quantizer(name, getattr(self, name)) for name in ("weights", "activations", "signed"))
         return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None, signed)
 
     def exports(self):
@@ -204,6 +204,13 @@ class Config:
             if value != field.default:
                 lines += [f"--{field.name}={str(v).lower() if isinstance(v, bool) else v}" for v in (value if isinstance(value, tuple) else (value,))]
         return "\n".join(lines) + "\n"
+
+
+def _quantizer(flag, text):
+    try:
+        return quantizers.parse(text)
+    except BadInput as error:
+        raise BadInput(f"--{flag}={text}: {error}") from error
 
 
 # what a pattern may have in it too, "=" and "/", is told from a rule by the quantizers' names

@@ -14,6 +14,7 @@ def figure_of(rows):
     Returns: a matplotlib Figure of two axes.
     """
     from matplotlib.figure import Figure  # half a second's import, needed at the end of a run
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -26,6 +27,8 @@ def figure_of(rows):
             draw(axes, drawn, label, COLOURS.get(kind))
     left.set(title="Test error", xlabel="epoch", ylabel="%", ylim=(0, None))
     right.set(title="Training loss, all terms", xlabel="epoch", ylabel="nats", yscale="log")
+    for format_by in (right.yaxis.set_major_formatter, right.yaxis.set_minor_formatter):
+        format_by(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.4)))
     for axes in (left, right):
         epochs_axis(axes)
     left.legend()
@@ -46,6 +49,9 @@ def epochs_axis(axes):
     """Whole numbers on the axis of epochs, and a grid."""
     from matplotlib.ticker import MaxNLocator
 
+    low, high = axes.get_xlim()
+    if high - low < 1:  # one epoch
+        axes.set_xlim(round(low) - 0.5, round(high) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
 

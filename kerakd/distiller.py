@@ -162,6 +162,10 @@ class Distiller(keras.Model):
     hints = property(lambda self: self._panel.hints, doc="The `Hints`, or None.")
     teacher_cache = property(lambda self: self._panel.cache, doc="The `TeacherCache`, or None.")
 
+    def get_config(self):
+        """Nothing, as no configuration makes its networks again; Keras asks for it where it saves weights."""
+        return {}
+
     def save(self, *args, **kwargs):
         """Raises BadInput: a Distiller is a way to train, of which `save_weights` keeps all that it has learned."""
         raise BadInput("save: expected a network, received a Distiller; take distiller.student.save, or save_weights to go on with the training")
@@ -242,7 +246,8 @@ class Distiller(keras.Model):
         optimizer, teacher_optimizer, *others = optimizers.values()
         for given in tf.nest.flatten([*optimizers.values(), loss, metrics]):
             if any(cls.__module__.split(".")[0] == "keras" for cls in type(given).__mro__):
-                raise BadInput(f"compile: expected optimizers, losses and metrics of tf_keras (Keras 2), received {type(given).__name__} of Keras 3")
+                received = f"{type(given).__name__} of Keras 3"
+                raise BadInput(f"compile: expected optimizers, losses and metrics of tf_keras (Keras 2), received {received}; import tf_keras as keras")
         others = [one for one in others if one is not None]
         if any(getattr(one, "use_ema", False) for one in (optimizer, teacher_optimizer, *others)) and (self.teachers or others):
             raise BadInput("optimizer: expected one without use_ema, received one with it; Keras would average the variables of the others as well")

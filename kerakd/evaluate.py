@@ -144,14 +144,15 @@ def main():
     largest = max(options.image_size or shape[0] or 0 for _, shape in loaded.values())
     test = data.load(dataset, data_dir or None, synthetic, largest)[1]
     data.check_classes(expected, test)
-    found = {}
+    found, sizes = {}, {name: _size(name, shape, options.image_size, test) for name, (_, shape) in loaded.items()}
+    for name, (_, shape) in loaded.items():
+        channels = test.image_shape(sizes[name][0])[2]
+        if shape[2] != channels:
+            raise BadInput(f"{name}: expected images of {channels} channels, as {test.name} has, received a model of {shape[2]}")
     width = max(map(len, loaded))
     print(f"{test.name}, {test.count} images\n{'':{width}}  accuracy    top-5      nll  calibration error")
-    for name, (predictor, shape) in loaded.items():
-        size = _size(name, shape, options.image_size, test)
-        if shape[2] != test.image_shape(size[0])[2]:
-            raise BadInput(f"{name}: expected images of {test.image_shape(size[0])[2]} channels, as {test.name} has, received a model of {shape[2]}")
-        batches = data.testing(test, size=size)
+    for name, (predictor, _) in loaded.items():
+        batches = data.testing(test, size=sizes[name])
         logits, labels = scores.predictions(predictor, batches), scores.labels_of(batches)
         if logits.shape[-1] != test.classes:
             raise BadInput(f"{name}: expected logits of {test.classes} classes, as {test.name} has, received {logits.shape[-1]}")

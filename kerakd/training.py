@@ -128,6 +128,8 @@ class Training:
         with self.devices.strategy.scope():
             (done, batch), metrics = self.directory.restore(stage.name, objects)
         self.directory.keep_metrics(stage.name, done)
+        if done or batch:
+            print(f"{stage.title}: goes on from epoch {done + 1}, step {batch + 1}")
         if stage.quantized and not (done or batch) and c.from_float():
             net = self.directory.load_model("float") if c.float_epochs else self.networks.float_student()
             print(f"{stage.title}: accuracy {self.accuracy(student):.4f} after calibration, before training; float {self.accuracy(net):.4f}")

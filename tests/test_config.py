@@ -190,7 +190,7 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"student": "resnet9"}, "--student: expected one of resnet8, .*received 'resnet9'"),
         ({"view": "shuffle"}, "--view: expected one of whole"),
         ({"phase": ("alone",)}, "--phase: expected MODE:EPOCHS.*received 'alone'"),
-        ({"phase": ("apart:3",)}, "--phase: expected MODE:EPOCHS with MODE one of alone"),
+        ({"phase": ("apart:3",)}, "--phase: expected MODE:EPOCHS, MODE one of alone"),
         ({"phase": ("alone:0",)}, "--phase: expected MODE:EPOCHS"),
         ({"phase": ("joint:3",)}, "--teacher: expected a network for phase 'joint'"),
         ({"phase": ("trained_teacher:3",), "teacher": ("resnet8",)}, "--teacher_epochs: expected more than 0.*untrained teacher"),

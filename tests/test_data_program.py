@@ -7,6 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 from conftest import run_program
+from PIL import Image
 
 from kerakd import augment, data
 from kerakd.data import __main__ as program
@@ -43,6 +44,7 @@ def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
         (["--dataset=no_such_set"], "dataset: expected digits or a TFDS name"),
         (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
         (["--dataset=digits", "--view=ind/rc", "--augment=CutMix"], "--augment: expected a view that teacher and student share, received 'ind/rc'"),
+        (["--dataset=digits", "--check"], "--check: expected a dataset folder:DIR beside it, received digits"),
         (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
         (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),
         (["--dataset=digits", "--source=ftp"], "--source: expected one of|--source: expected tfds or packages"),
@@ -61,3 +63,22 @@ def test_a_picture_that_exists_is_kept(refusal, tmp_path):
     (tmp_path / "x.png").write_text("mine")
     _, err = refusal(program.main, "--dataset=digits", f"--picture={tmp_path / 'x.png'}")
     assert "give --overwrite" in err and (tmp_path / "x.png").read_text() == "mine"
+
+
+def test_a_folder_shows_each_class_with_its_number_and_names_what_can_not_be_read(tmp_path, here):
+    for shade, name in ((40, "ape"), (120, "bee"), (200, "cat")):
+        for number in range(20):
+            (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+            Image.new("L", (6, 6), shade).save(tmp_path / "set" / name / f"{number}.png")
+    train, _ = data.load(f"folder:{tmp_path / 'set'}")
+    titles = [axes.get_title() for axes in program.sheet(train, "whole", (6, 6)).axes]
+    assert {title for title in titles if title and not title.startswith("epoch")} == {"0 ape", "1 bee", "2 cat"}
+    flags = f"--dataset=folder:{tmp_path / 'set'}", f"--picture={tmp_path / 'x.png'}", "--image_size=6", "--check"
+    status, out, err = here(program.main, *flags)
+    assert status == 0 and "every image can be read" in out, out + err
+    counts = [sum(int(line.split(f"{label} {name} ")[1].split(",")[0]) for line in out.splitlines()[:2]) for label, name in enumerate(("ape", "bee", "cat"))]
+    assert counts == [20, 20, 20]
+    for broken in ("bee/3.png", "cat/7.png"):
+        (tmp_path / "set" / broken).write_bytes(b"no image")
+    status, out, err = here(program.main, *flags, "--overwrite")
+    assert status == 2 and all(name in err for name in ("bee/3.png", "cat/7.png")) and "received 2 that can't; mend them" in err

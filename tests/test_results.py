@@ -179,6 +179,8 @@ def test_pictures_hold_every_row_that_was_run():
     assert {text.get_text() for text in axes.texts} == {"float", "ternary"} and [list(line.get_xdata()) for line in axes.lines] == [[1.0]] * 2
     (axes,) = pictures.scattered(found, "step_ms", "milliseconds").axes  # of no row a step was timed
     assert not axes.texts
+    (axes,) = pictures.best(found).axes
+    assert len(axes.texts) == sum(bool(found[row]) for rows in pictures.BEST.values() for row in rows)
     (axes,) = pictures.learning(found).axes
     assert [list(line.get_ydata()) for line in axes.lines] == [pytest.approx([81] * 3), pytest.approx([79] * 3)]
 

@@ -4,6 +4,7 @@ python -m kerakd.data --dataset=cifar10 --view=shift_flip --picture=views.png [-
 python -m kerakd.data --dataset=cifar10 --source=packages --data_dir=DIR    where upstream hosts can't be reached
 """
 
+import collections
 import dataclasses
 import sys
 
@@ -14,8 +15,9 @@ with quiet.native_chatter_off():
 
     from kerakd import augment, commandline, data
     from kerakd.augmenters import augmenter
+    from kerakd.captions import caption
     from kerakd.commandline import flag
-    from kerakd.data import packages
+    from kerakd.data import folder, packages
     from kerakd.errors import BadInput
     from kerakd.files import write_aside
 
@@ -34,6 +36,7 @@ class Options:
     image_size: int = flag(0, "height and width of a view; 0: as stored")
     seed: int = flag(0, "of the views")
     synthetic: bool = flag(False, "noise of the dataset's shape and classes instead of its images")
+    check: bool = flag(False, "read every image of a folder, and name all that can't be")
     picture: str = flag("views.png", "the sheet")
     overwrite: bool = flag(False, "replace a picture that exists")
 
@@ -50,11 +53,13 @@ class Options:
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
+        if self.check and not self.dataset.startswith(data.FOLDER):
+            raise BadInput(f"--check: expected a dataset folder:DIR beside it, received {self.dataset}; TFDS has read the images of its datasets")
         commandline.check_new("picture", self.picture, (".png",), self.overwrite)
 
 
 def sheet(split, view, size, seed=0, augmenter=None):
-    """A contact sheet: a row for each of a few images, the stored one first, then its views in the first epochs.
+    """A contact sheet: a row for each of a few images, the stored one with its class first, then its views in the first epochs.
 
     Args: split: a data.Split. view: a key of augment.BY_NAME. size: (height, width) of the views. seed: of the views.
         augmenter: as of `data.training`.
@@ -62,9 +67,12 @@ def sheet(split, view, size, seed=0, augmenter=None):
     """
     from matplotlib.figure import Figure
 
-    rows = split.rows and split.rows.take(IMAGES)
-    few = dataclasses.replace(split, examples=split.examples.take(IMAGES), count=min(IMAGES, split.count), rows=rows)
-    rows = [[(example["image"], "stored")] for example in few.examples.as_numpy_iterator()]
+    count = min(IMAGES, split.count)
+    rows = split.rows
+    if rows is not None:
+        rows = rows.shard(split.count // count, 0).take(count) if _is_folder(split) else rows.take(count)  # a folder's are in the order of its classes
+    few = dataclasses.replace(split, examples=split.examples.take(count) if rows is None else rows.map(split.read), count=count, rows=rows)
+    rows = {e["index"]: [(e["image"], _class_of(split, e))] for e in few.examples.as_numpy_iterator()}
     apart = augment.view(view).teacher is not None and not augment.view(view).fixed
     sizes = [size] if apart else []
     views = data.training(few, view=view, size=size, batch_size=few.count, seed=seed, epochs=EPOCHS, teacher_sizes=sizes, augmenter=augmenter)
@@ -72,6 +80,7 @@ def sheet(split, view, size, seed=0, augmenter=None):
         seen = {"student": x["student"], "teacher": x["teachers"][0]} if apart else {"": x}
         for at, index in enumerate(data.indices(few, seed, epoch, 0, few.count)):
             rows[index] += [((images[at] + 1) / 2, f"{who} epoch {epoch + 1}".strip()) for who, images in seen.items()]
+    rows = list(rows.values())
     figure = Figure(figsize=(1.25 * len(rows[0]), 1.35 * len(rows)), layout="constrained")
     for axes_of_row, row in zip(figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True):
         for axes, (image, title) in zip(axes_of_row, row, strict=True):
@@ -79,9 +88,39 @@ def sheet(split, view, size, seed=0, augmenter=None):
             white = 255 if image.dtype == np.uint8 else 1
             axes.imshow(np.clip(image, 0, white), cmap="gray", interpolation="nearest", vmin=0, vmax=white)
             axes.axis("off")
-            if row is rows[0]:
+            if row is rows[0] or axes is axes_of_row[0]:
                 axes.set_title(title, fontsize=7)
     return figure
+
+
+def _is_folder(split):
+    return split.rows is not None and "path" in split.rows.element_spec
+
+
+def _class_of(split, example):
+    """The number and the name of an example's class, as "3 cat"; empty for one without."""
+    if not split.labelled:
+        return ""
+    label = int(example["label"])
+    return caption(f"{label} {split.names[label]}" if split.names else str(label))
+
+
+def _classes(split):
+    """The classes of a folder and how many images each has, as ": 0 cat 40, 1 dog 38"; empty for a dataset that would all be read for that."""
+    if not _is_folder(split):
+        return ""
+    counts = collections.Counter(int(row["label"]) for row in split.rows.as_numpy_iterator())
+    return ": " + ", ".join(f"{label} {name} {counts[label]}" for label, name in enumerate(split.names))
+
+
+def _check(splits):
+    """Reads every image of a folder. Raises: BadInput for those that can't be, each named on a line of its own before."""
+    found = [said for split in splits for said in folder.unreadable(split.rows)]
+    for said in found:
+        print(said, file=sys.stderr)
+    if found:
+        raise BadInput(f"--check: expected images that can be read, received {len(found)} that can't; mend them, or take them away")
+    print("every image can be read")
 
 
 def main():
@@ -91,7 +130,9 @@ def main():
     splits = data.load(options.dataset, options.data_dir or None, options.synthetic, options.image_size)
     for split in splits:
         stored = "x".join(str(side or "?") for side in split.shape)
-        print(f"{split.name}: {split.count} images of {stored}, {split.classes} classes")
+        print(f"{split.name}: {split.count} images of {stored}, {split.classes} classes{_classes(split)}")
+    if options.check:
+        _check(splits)
     shape = splits[0].image_shape(options.image_size)
     size = shape[:2]
     figure = sheet(splits[0], options.view, size, options.seed, augmenter(options.augment, shape, options.seed) if options.augment else None)

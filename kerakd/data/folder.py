@@ -111,6 +111,17 @@ def read(row):
     return {"image": image, "label": row["label"], "index": row["index"]}
 
 
+def unreadable(rows):
+    """What is said of each image of `rows` that can't be read: [message]."""
+    found = []
+    for row in rows.as_numpy_iterator():
+        try:
+            _read(row["path"])
+        except BadInput as error:
+            found.append(str(error))
+    return found
+
+
 def _read(path):
     from PIL import Image, ImageOps
 

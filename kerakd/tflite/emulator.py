@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.lite.python import schema_py_generated as schema
 
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 from kerakd.tflite import arithmetic, flatfile
 from kerakd.tflite.arithmetic import clamp
 from kerakd.tflite.logistic import sigmoid_micro
@@ -119,7 +119,12 @@ def emulate(data, images, kernels="xnnpack"):
     model = flatfile.read(data)
     source, target = (model.subgraphs[0].tensors[ends[0]] for ends in (model.subgraphs[0].inputs, model.subgraphs[0].outputs))
     taken = flatfile.as_input(images, source)
-    outputs = [_run(model, taken[i : i + BATCH], kernels) for i in range(0, len(taken), BATCH)]
+    try:
+        outputs = [_run(model, taken[i : i + BATCH], kernels) for i in range(0, len(taken), BATCH)]
+    except BadInput:
+        raise
+    except (ValueError, IndexError, TypeError, AttributeError) as error:
+        raise BadInput(f"file: expected operators that fit their tensors, received a damaged one ({first_line(error)}); copy it again") from error
     return flatfile.as_real(np.concatenate(outputs), target)
 
 

@@ -16,7 +16,7 @@ LAYER_IMAGES = 32  # on which the tensors inside are compared
 
 @dataclasses.dataclass(frozen=True)
 class Proof:
-    """What `verify` found. Shares are of 1.
+    """What `verify` found; true where the file is exact. Shares are of 1.
 
     codes_equal: weight codes of the file equal to the trained ones.
     logits_equal: logits of the file equal to the snapped Keras copy's; logits is how many there were.
@@ -56,6 +56,9 @@ class Proof:
         """Whether every code, every logit, every top-1 and every tensor inside is equal, no tensor is float and no kernel the converter's own."""
         equal = [self.codes_equal, self.logits_equal, self.top1_equal, *(layer.equal for layer in self.layers)]
         return all(share == 1 for share in equal) and not self.float_tensors and not self.foreign_kernels
+
+    def __bool__(self):
+        return self.exact
 
     def __str__(self):
         equal = round(self.logits_equal * self.logits)
