@@ -1,8 +1,10 @@
 """Imports go down only: a module of kerakd imports from its own floor or below, export imports kerakd, never the reverse; programs load no Keras 3."""
 
 import ast
+import graphlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -59,3 +61,18 @@ def test_the_program_that_trains_is_imported_by_nobody():
 def test_a_program_loads_no_keras_3_and_finds_it_when_it_needs_it():
     code = "import sys, kerakd.train; assert not {'keras', 'sklearn'} & set(sys.modules); import keras; assert keras.__version__.startswith('3.')"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_no_two_modules_import_each_other():
+    """Within a floor too: the order in which modules of the library are made of one another has no circle."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in (ROOT / "kerakd").rglob("*.py")}
+    needs = {name: {other for other in imported(path) if other in modules and not name.startswith(f"{other}.")} - {name} for name, path in modules.items()}
+    assert sum(map(len, needs.values())) > 100
+    list(graphlib.TopologicalSorter(needs).static_order())  # raises CycleError, naming the circle
+
+
+def test_the_map_of_the_house_names_every_module_on_its_floor():
+    text = (ROOT / "BUILD.md").read_text().split("## Map of the house")[1].split("Decisions that are not obvious")[0]
+    for level, names in enumerate(FLOORS):
+        floor = text.split(f"floor {level} ")[1].split("floor ")[0].split("    export/ ")[0]
+        assert {name for name in names if not re.search(rf"\b{name}\b", floor)} == set()
