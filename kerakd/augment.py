@@ -12,7 +12,7 @@ import tensorflow as tf
 from kerakd.errors import BadInput
 
 
-def to_unit_range(image):
+def to_minus_one_one(image):
     """uint8 0..255 -> float32 -1..1 (FunMatch's value range)."""
     return tf.cast(image, tf.float32) / 127.5 - 1.0
 

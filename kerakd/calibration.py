@@ -27,7 +27,8 @@ def calibrate(model, images, rule="max"):
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
             or the largest where that is 0, "mse" the I with the least squared error of quantizing x; 2e-6 and more, of kernels 1e-6. A
             tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
-    Raises: BadInput for another rule, images of another shape, none, or with NaN or infinity.
+    Raises: BadInput for another rule; a dataset in the place of images; images of another shape, of integers, none, with NaN or infinity, or below 0
+        where the model begins with a rescaling of pixels.
     """
     if not isinstance(rule, str) or rule not in RULES:
         raise BadInput(f"rule: expected one of {', '.join(RULES)}, received {rule!r}")

@@ -18,7 +18,7 @@ from kerakd.graph import check_functional
 from kerakd.groups import LossScales, by_kind, minimize, spare
 from kerakd.modes import mode_named
 from kerakd.panel import Panel, views_of
-from kerakd.soft import SoftLoss, one_hot, right
+from kerakd.soft import SoftLoss, correct, is_one_hot
 from kerakd.wrapper import interval_variables
 
 TERMS = ("loss", "hard_loss", "soft_loss", "hint_loss", "teacher_loss", "oscillating", "teacher_accuracy")  # of a history; `evaluate` knows the first two
@@ -392,7 +392,7 @@ class Distiller(keras.Model):
             raise BadInput(f"logits: expected none in mode {self.mode_name!r}, in which the teacher learns and says other things at every step, received some")
         if y is None and not self.mode.frozen_teacher:
             raise BadInput(f"labels: expected batches with labels in mode {self.mode_name!r}, received images alone; a frozen teacher alone needs none")
-        if self._expects_numbers and y is not None and one_hot(y):
+        if self._expects_numbers and y is not None and is_one_hot(y):
             raise BadInput(f"labels: expected class numbers [n], received {tuple(y.shape)}; give compile(loss=CategoricalCrossentropy(from_logits=True))")
 
     def _loss_terms(self, x, y, sample_weight, teacher_logits, teacher_features):
@@ -429,7 +429,7 @@ class Distiller(keras.Model):
         for name, value in (("loss", found.loss), ("hard_loss", found.hard), ("soft_loss", found.soft), ("hint_loss", found.hint)):
             if name in shown:
                 self._trackers[name].update_state(value, count)
-        rights = None if y is None or not found.teacher_logits else right(self._soft.mean(found.teacher_logits), y)
+        rights = None if y is None or not found.teacher_logits else correct(self._soft.mean(found.teacher_logits), y)
         if rights is not None:
             self._trackers["teacher_accuracy"].update_state(rights)
         if y is None:

@@ -41,7 +41,8 @@ class Scheme:
             that reads such a tensor as well takes it narrowed to `activations`. Tensors of a concatenation stay as they
             are. The papers leave the sums of residual networks in float: 8 is the nearest to that in integers. None: as
             `activations`. An override has its own.
-    Raises: BadInput for what is not a quantizer, for bits outside 2..8.
+    Raises: BadInput for what is not a quantizer, bits outside 2..8, `sums` beside activations without bits, another `signed`, a pattern that is no
+        regular expression, a rule that is not a Scheme, or has overrides of its own.
     """
 
     weights: Quantizer | None

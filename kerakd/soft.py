@@ -1,6 +1,7 @@
 """The soft loss: what a network learns from the logits of others."""
 
 import math
+import numbers
 
 import tensorflow as tf
 
@@ -26,8 +27,8 @@ class SoftLoss:
     """
 
     def __init__(self, loss, temperature, weights, ensemble, teachers):
-        if not 0 < temperature < math.inf:
-            raise BadInput(f"temperature: expected more than 0, received {temperature}")
+        if not isinstance(temperature, numbers.Real) or not 0 < temperature < math.inf:
+            raise BadInput(f"temperature: expected more than 0, received {temperature!r}")
         if not callable(loss) and loss not in losses.BY_NAME:
             raise BadInput(f"soft_loss: expected a function or one of {', '.join(losses.BY_NAME)}, received {loss!r}")
         if ensemble not in ENSEMBLES:
@@ -57,21 +58,21 @@ class SoftLoss:
             return self.loss(learner, target, self.temperature)
         if y is None:
             raise BadInput("soft_loss: expected labels in the batches for a loss that uses them, received none; take kl, or give labels")
-        if one_hot(y):
+        if is_one_hot(y):
             raise BadInput(
                 f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
             )
         return self.loss(learner, target, self.temperature, tf.reshape(y, [-1]))
 
 
-def right(logits, y):
+def correct(logits, y):
     """[n], 1 where the highest of logits [n, C] is the label's, else 0; None for one logit, or labels that are no class numbers and no row of C."""
-    if logits.shape[-1] == 1 or y.shape.rank not in (1, 2) or (one_hot(y) and y.shape[-1] != logits.shape[-1]):
+    if logits.shape[-1] == 1 or y.shape.rank not in (1, 2) or (is_one_hot(y) and y.shape[-1] != logits.shape[-1]):
         return None
-    labels = tf.argmax(y, axis=-1) if one_hot(y) else tf.reshape(y, [-1])
+    labels = tf.argmax(y, axis=-1) if is_one_hot(y) else tf.reshape(y, [-1])
     return tf.cast(tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64), tf.float32)
 
 
-def one_hot(y):
+def is_one_hot(y):
     """Whether labels are a row for each image, and no class numbers."""
     return y.shape.rank == 2 and y.shape[-1] != 1

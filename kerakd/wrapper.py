@@ -78,9 +78,12 @@ class StandardizedKernel(_Seen):
 class LayerConfig(QuantizeConfig):
     """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
 
-    The output's grid starts at 0 where the quantizer's does, as Interval(8, signed=False) behind a ReLU, and is a full signed one otherwise.
-
-    standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
+    Args:
+        weights: of the layer's kernel, of the shapes that Keras gives it.
+        output: of what the layer gives. Its grid starts at 0 where the quantizer's does, as Interval(8, signed=False) behind a ReLU, and is a full
+            signed one otherwise.
+        standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
+    Raises: BadInput, once tfmot builds the layer, for weights of one without a kernel that kerakd knows.
 
     `tfmot.quantization.keras.quantize_annotate_layer(layer, LayerConfig(weights=Ternary(), output=Interval(8, signed=False)))` takes it too.
     """

@@ -103,7 +103,7 @@ def test_inception_crops_cover_five_to_all_percent_in_aspects_of_3_to_4():
 
 
 def test_unit_range_takes_bytes_to_minus_one_to_one():
-    np.testing.assert_allclose(augment.to_unit_range(tf.constant([0, 255], tf.uint8)), [-1, 1])
+    np.testing.assert_allclose(augment.to_minus_one_one(tf.constant([0, 255], tf.uint8)), [-1, 1])
 
 
 def test_the_names_say_what_the_teacher_sees():

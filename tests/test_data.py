@@ -298,7 +298,7 @@ def test_fixed_logits_follow_their_example_through_every_shuffle(digits, view):
 def test_fixed_logits_are_those_of_the_image_beside_them(digits):
     images = np.stack([e["image"] for e in digits[0].examples.as_numpy_iterator()])
     for x, _ in views(digits[0], view="whole", fixed_logits=np.arange(1437, dtype=np.float32)[:, None, None]):
-        np.testing.assert_allclose(x["student"], augment.to_unit_range(images[x["logits"][:, 0, 0].astype(int)]), atol=1e-6)
+        np.testing.assert_allclose(x["student"], augment.to_minus_one_one(images[x["logits"][:, 0, 0].astype(int)]), atol=1e-6)
 
 
 @pytest.mark.parametrize("view", ["same/ic", "ind/ic"])
@@ -321,7 +321,7 @@ def test_the_images_of_a_batch_are_known_by_their_place_in_the_split(digits):
     batches = views(digits[0], view="whole", seed=3, first_epoch=2, epochs=3)
     for number, (x, _) in enumerate(batches):
         found = data.indices(digits[0], seed=3, epoch=2, batch=number, batch_size=479)
-        np.testing.assert_allclose(x, augment.to_unit_range(images[found]), atol=1e-6)
+        np.testing.assert_allclose(x, augment.to_minus_one_one(images[found]), atol=1e-6)
 
 
 @pytest.mark.parametrize("view", FIXED)
@@ -332,7 +332,7 @@ def test_a_fixed_teacher_sees_its_crops_in_the_order_of_the_split(ramps, view, b
     assert per_image == (4 if chosen.ensemble else 1)
     images = [e["image"] for e in ramps.examples.as_numpy_iterator()]
     expected = [chosen.teacher(image, (16, 12), tf.constant([5 + k, index], tf.int64)) for index, image in enumerate(images) for k in range(per_image)]
-    np.testing.assert_allclose(np.concatenate(list(seen.as_numpy_iterator())), augment.to_unit_range(np.stack(expected)), atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(list(seen.as_numpy_iterator())), augment.to_minus_one_one(np.stack(expected)), atol=1e-5)
 
 
 # ---- Images without labels -----------------------------------------------------------------------------------------------------------------------

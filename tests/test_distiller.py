@@ -1008,6 +1008,7 @@ def keras_3_net():
         (lambda: {"student": net(1), "teacher": net(2), "soft_loss": "hinge"}, "soft_loss: expected a function or one of kl, .* received 'hinge'"),
         (lambda: {"student": net(1), "teacher": net(2), "temperature": 0}, "temperature: expected more than 0, received 0"),
         (lambda: {"student": net(1), "teacher": net(2), "temperature": -1.0}, "temperature: expected more than 0, received -1.0"),
+        (lambda: {"student": net(1), "teacher": net(2), "temperature": "2"}, "temperature: expected more than 0, received .2."),
         (lambda: {"student": net(1), "teacher": net(2), "temperature": float("nan")}, "temperature: expected more than 0, received nan"),
         (lambda: {"student": net(1), "teacher": net(2), "soft_weight": -1}, "soft_weight: expected a number of 0 or more, received -1"),
         (lambda: {"student": net(1), "teacher": net(2), "hard_weight": float("inf")}, "hard_weight: expected a number of 0 or more, received inf"),

@@ -62,7 +62,7 @@ def test_a_teacher_gets_its_images_in_its_own_values(values):
     inputs = keras.Input((4, 4, 3))
     network = keras.Model(inputs, L.Activation("linear")(inputs))
     model = Teacher("t.keras", values=values).prepared(network)
-    np.testing.assert_allclose(model(augment.to_unit_range(BYTES)), TAKEN[values], rtol=1e-5, atol=1e-4 if values == "0..255" else 1e-6)
+    np.testing.assert_allclose(model(augment.to_minus_one_one(BYTES)), TAKEN[values], rtol=1e-5, atol=1e-4 if values == "0..255" else 1e-6)
     assert (model is network) == (values == "-1..1") and model.input_shape == (None, 4, 4, 3)
 
 

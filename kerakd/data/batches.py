@@ -126,10 +126,10 @@ def _views(chosen, name, size, teacher_sizes, mixup):
 
     def views(image, key, index):
         seed = tf.stack([key, index])
-        made = {"student": augment.to_unit_range(chosen.student(image, size, seed))}
+        made = {"student": augment.to_minus_one_one(chosen.student(image, size, seed))}
         if others:
             theirs = tf.stack([key + 2**31, index]) if apart else seed
-            made["teachers"] = tuple(augment.to_unit_range(crop(image, side, theirs)) for side in teacher_sizes)
+            made["teachers"] = tuple(augment.to_minus_one_one(crop(image, side, theirs)) for side in teacher_sizes)
         return made
 
     return views
@@ -148,7 +148,7 @@ def fixed(split, *, view, size, seed, ensemble=1000, batch_size=64):
 
     def views(e):
         seeds = tf.data.Dataset.range(seed, seed + count)
-        return seeds.map(lambda number: augment.to_unit_range(chosen.teacher(e["image"], size, tf.stack([number, e["index"]]))))
+        return seeds.map(lambda number: augment.to_minus_one_one(chosen.teacher(e["image"], size, tf.stack([number, e["index"]]))))
 
     return split.examples.flat_map(views).batch(batch_size).prefetch(2), count
 
@@ -158,7 +158,7 @@ def testing(split, *, size, batch_size=256, keep=False):
 
     keep: hold them in memory after the first pass, if they are at most KEPT bytes.
     """
-    batches = split.examples.map(lambda e: (augment.to_unit_range(augment.whole(e["image"], size, None)), e["label"])).batch(batch_size)
+    batches = split.examples.map(lambda e: (augment.to_minus_one_one(augment.whole(e["image"], size, None)), e["label"])).batch(batch_size)
     if keep and 4 * math.prod(size) * (split.shape[2] or 3) * split.count <= KEPT:
         batches = batches.cache()
     return batches.prefetch(2)
