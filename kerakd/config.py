@@ -4,8 +4,7 @@ import dataclasses
 import re
 import typing
 
-from kerakd import augment, calibration, commandline, losses, models, optimizers, quantizers, scheme, soft
-from kerakd import config_rules as rules
+from kerakd import augment, calibration, commandline, config_rules, losses, models, optimizers, quantizers, scheme, soft
 from kerakd.commandline import flag
 from kerakd.errors import BadInput
 from kerakd.modes import MODES
@@ -109,7 +108,7 @@ class Config:
     max_epochs: int = flag(0, "no phase is longer than this; 0: as given")
 
     def __post_init__(self):
-        rules.check(self)
+        config_rules.check(self)
         self.hints()
         self.scheme()
 
@@ -189,8 +188,8 @@ class Config:
 
     def exports(self):
         """Whether the student can become an integer file: every quantizer is there."""
-        rules = [quantizer for rule in self.scheme().overrides.values() for quantizer in (rule.weights, rule.activations)]
-        return None not in rules and "float" not in (self.weights, self.activations) and bool(self.first and self.last)
+        exceptions = [quantizer for rule in self.scheme().overrides.values() for quantizer in (rule.weights, rule.activations)]
+        return None not in exceptions and "float" not in (self.weights, self.activations) and bool(self.first and self.last)
 
     def taught(self):
         """Whether any phase has a teacher."""

@@ -7,8 +7,9 @@ from kerakd import graph
 from kerakd.kinds import computes, is_transparent
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
-NEAR = (*(keras.layers.GlobalAveragePooling2D, keras.layers.GlobalAveragePooling1D, keras.layers.AveragePooling2D), keras.layers.Add)
-LIGHT = (QuantizedActivation, keras.layers.ReLU, keras.layers.Activation, keras.layers.ZeroPadding2D)  # reading and writing is what they cost
+L = keras.layers
+NEAR = (L.GlobalAveragePooling2D, L.GlobalAveragePooling1D, L.AveragePooling2D, L.Add)
+LIGHT = (QuantizedActivation, L.ReLU, L.Activation, L.ZeroPadding2D)  # reading and writing is what they cost
 
 
 def recast(model, policy="float32", synchronized=False):
@@ -87,7 +88,7 @@ def _slow_in_16_bits(model):
     free = [call for call in calls if call.once and all(reader.casts for value in call.outputs for reader in value.readers)]
     found = [call for call in free if _is_slow(call.layer)]
     for call in free:
-        if isinstance(call.layer, (keras.layers.BatchNormalization, *LIGHT)) and call.inputs[0].call in found:
+        if isinstance(call.layer, (L.BatchNormalization, *LIGHT)) and call.inputs[0].call in found:
             found.append(call)
     for call in reversed(free):
         readers = call.outputs[0].readers
@@ -97,7 +98,7 @@ def _slow_in_16_bits(model):
 
 
 def _is_slow(layer):
-    if isinstance(layer, keras.layers.BatchNormalization):
+    if isinstance(layer, L.BatchNormalization):
         return layer.fused and layer.moving_mean.shape[0] % 16 != 0
     inner = getattr(layer, "layer", layer)
-    return isinstance(inner, keras.layers.DepthwiseConv2D) and max(inner.strides) > 1
+    return isinstance(inner, L.DepthwiseConv2D) and max(inner.strides) > 1
