@@ -59,7 +59,7 @@ def scattered(found, measured, label, unit=1, scale="linear"):
 
 
 def best(found):
-    """Accuracy against bytes of the best row at each width, the mean of its seeds."""
+    """Accuracy against bytes of README's rows, the mean of their seeds."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
     for (title, rows), colour, mark in zip(BEST.items(), ("navy", "tab:orange", "tab:gray"), "osD", strict=True):

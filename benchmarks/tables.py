@@ -227,7 +227,7 @@ def header(found):
 def drawn(found):
     """{name of a picture: (what it shows, Figure)} of what was measured."""
     figures = {
-        "best": ("the best of each width", pictures.best(found)),
+        "best": ("accuracy against bytes of a row of each width", pictures.best(found)),
         "bytes": ("accuracy against bytes", pictures.scattered(found, "zipped", "kilobytes of the .tflite, zipped; a float network's in float32", 1e3, "log")),
         "epochs": ("accuracy against epochs", pictures.learning(found)),
     }

@@ -181,7 +181,7 @@ class Config:
             found = _OVERRIDE.fullmatch(text)
             if not found:
                 raise BadInput(f"--override: expected REGEX=WEIGHTS/ACTIVATIONS, as stage3=interval:8/interval:8, received {text!r}")
-            weights, activations = (_quantizer("override", part) for part in found.groups()[1:])
+            weights, activations = (_quantizer("override", part, text) for part in found.groups()[1:])
             overrides[found[1]] = scheme.Scheme(weights, activations, sums=activations and self.sums or None, signed=_quantizer("signed", self.signed))
         weights, activations, signed = (_quantizer(name, getattr(self, name)) for name in ("weights", "activations", "signed"))
         return scheme.Scheme(weights, activations, self.first or None, self.last or None, overrides, self.sums or None, signed)
@@ -205,11 +205,12 @@ class Config:
         return "\n".join(lines) + "\n"
 
 
-def _quantizer(flag, text):
+def _quantizer(flag, text, said=None):
+    """The quantizer of a text. said: what the flag says, where that is more."""
     try:
         return quantizers.parse(text)
     except BadInput as error:
-        raise BadInput(f"--{flag}={text}: {error}") from error
+        raise BadInput(f"--{flag}={said or text}: {error}") from error
 
 
 # what a pattern may have in it too, "=" and "/", is told from a rule by the quantizers' names

@@ -99,7 +99,7 @@ class Distiller(keras.Model):
         for name, weight, own in (("hard_weight", hard_weight, 1), ("soft_weight", soft_weight, 0)):
             if not teachers and weight not in (None, own):
                 raise BadInput(f"{name}: expected none without a teacher, received {weight}; alone the hard loss is all that there is")
-        if not hints and (hint_loss, hint_weight) != ("hint", 1.0):
+        if not hints and (hint_loss != "hint" or hint_weight not in (0, 1)):
             raise BadInput(f"hint_loss, hint_weight: expected none without hints, received {hint_loss!r} and {hint_weight}; give hints=, or leave them out")
         self.student = student
         self.teachers = teachers
@@ -110,7 +110,6 @@ class Distiller(keras.Model):
         self._panel = Panel(student, teachers, hints, hint_loss, hint_weight, teacher_cache)
         self.projectors = [] if self.hints is None else [one for one in self.hints.projectors if one is not None]  # so that Keras saves them
         self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
-        self.output_names = list(student.output_names)  # by which Keras knows labels, metrics and losses that are given as a dict
         self.built = True  # its networks are
         warn_of_temperature(student, temperature, teachers)
         self._weights_asked = hard_weight, soft_weight
@@ -228,8 +227,9 @@ class Distiller(keras.Model):
         """
         optimizers = {"optimizer": optimizer, "teacher_optimizer": teacher_optimizer}
         optimizers |= {"weight_interval_optimizer": weight_interval_optimizer, "activation_interval_optimizer": activation_interval_optimizer}
+        loss, metrics = self._by_name(loss, "loss"), self._by_name(metrics, "metrics")
         self._check_compile(optimizers, loss, metrics, kwargs)
-        oscillation.check_treatment(self.student, dampening, freezing)
+        oscillation.check_treatment(self.student, dampening, freezing, watch)
         hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         optimizers = {name: self._loss_scales.around(one) for name, one in optimizers.items()}
         spare(optimizers.values(), [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)])
@@ -262,10 +262,12 @@ class Distiller(keras.Model):
             raise BadInput(_NO_TEACHER_OPTIMIZER.format(self.mode_name))
         if kwargs.get("jit_compile") and self.teacher_cache is not None:
             raise BadInput("jit_compile: expected False with a teacher_cache, received True; XLA can't read files")
-        learned = {kind.split("_")[0] for _, kind, variable in interval_variables(self.student) if variable.trainable}
-        for kind, argument in (("kernel", "weight_interval_optimizer"), ("activation", "activation_interval_optimizer")):
+        kinds = {"kernel_interval": "weight_interval_optimizer", "activation_interval": "activation_interval_optimizer"}
+        learned = by_kind(self.student, self.student.trainable_variables, kinds)
+        for kind, argument in kinds.items():
             if optimizers[argument] is not None and kind not in learned:
-                raise BadInput(f"{argument}: expected none for a student without learned intervals of {kind}s, received one; leave it out")
+                of = kind.removesuffix("_interval")
+                raise BadInput(f"{argument}: expected none for a student without learned intervals of {of}s, received one; leave it out")
 
     @property
     def optimizers(self):
@@ -289,7 +291,7 @@ class Distiller(keras.Model):
             callback that saves a Distiller whole; Diverged for a step whose loss is not finite, before it changes any trained weight (not under
             jit_compile: XLA leaves such checks out).
         """
-        y = self._labels(y)
+        y = self._by_name(y, "labels")
         self._check(y, training=True)
         check_learners(self.learning_variables, self.teachers[0] if self.mode.teacher_learns else None)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
@@ -310,22 +312,25 @@ class Distiller(keras.Model):
         if y is not None and self._knows_range:
             check_labels(y, self.student.output_shape[-1])
 
-    def _labels(self, y):
-        """Labels, of a dict those under the name of the student's output."""
-        if isinstance(y, dict):
-            if set(y) != set(self.output_names):
-                raise BadInput(f"labels: expected those of {self.output_names[0]!r}, the student's output, received {', '.join(map(repr, y))}")
-            y = y[self.output_names[0]]
-        return y
+    def _by_name(self, given, argument):
+        """What is given for the one output: of a dict what is there under its name, that of the float network's, or Keras's for a subclassed model."""
+        if not isinstance(given, dict):
+            return given
+        name = self.student.output_names[0]
+        if len(given) != 1 or not set(given) <= {name, name.removesuffix("_out"), "output_1"}:
+            raise BadInput(f"{argument}: expected what is for {name!r}, the student's output, received {', '.join(map(repr, given))}")
+        return next(iter(given.values()))
 
     def _create_variables(self, x, y):
-        """Those of optimizers and metrics, where labels are known: a step that creates variables is traced twice, which takes seconds."""
-        if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
-            y = x.element_spec[1] if isinstance(x.element_spec, tuple) and len(x.element_spec) > 1 else None
-            y = getattr(y, "_value_specs", [y])[0]  # of the first replica
-        if not self.compiled or not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
+        """Those of optimizers, and of metrics where labels are known: a step that creates variables is traced twice, which takes seconds."""
+        if not self.compiled:
             return
         self._build_optimizers()
+        if isinstance(x, (tf.data.Dataset, tf.distribute.DistributedDataset)):
+            y = x.element_spec[1] if isinstance(x.element_spec, tuple) and len(x.element_spec) > 1 else None
+            y = self._by_name(getattr(y, "_value_specs", [y])[0], "labels")  # of the first replica
+        if not hasattr(y, "dtype") or tf.TensorShape(y.shape).rank is None:
+            return
         logits = tf.zeros([1, *self.student.output_shape[1:]])
         if not self.compiled_metrics.built:
             self.compiled_metrics.build(logits, tf.zeros([1, *(size or 1 for size in y.shape[1:])], y.dtype))
@@ -342,7 +347,7 @@ class Distiller(keras.Model):
 
     def evaluate(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.evaluate`; no variable changes. Raises: BadInput as `fit`."""
-        y = self._labels(y)
+        y = self._by_name(y, "labels")
         self._check(y)
         with explained(self.student.output_shape[-1]):
             return super().evaluate(x, y, *args, **kwargs)
@@ -371,7 +376,7 @@ class Distiller(keras.Model):
 
     def _train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        x, y = views_of(x), self._labels(y)
+        x, y = views_of(x), self._by_name(y, "labels")
         self._check_batch(x, y)
         told = self._panel.say(x) if self.mode.frozen_teacher else ([], [])
         # replicas are traced in turns, and would meet each other's patches
@@ -453,7 +458,7 @@ class Distiller(keras.Model):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise BadInput("labels: expected batches with labels to evaluate on, received images alone; `predict` needs none")
-        y = self._labels(y)
+        y = self._by_name(y, "labels")
         logits = self(x, training=False)
         hard, count = self._hard(y, logits, sample_weight), tf.shape(logits)[0]  # the last batch is smaller, and there may be replicas without a part of it
         self._trackers["loss"].update_state(hard, count)

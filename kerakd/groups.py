@@ -35,9 +35,9 @@ def spare(optimizers, variables):
     """Leaves variables out of the weight decay of optimizers, None among them, beside what their owners left out of it."""
     for optimizer in optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)  # of one that scales the loss
-        if getattr(inner, "weight_decay", None):  # Keras's own method forgets what was left out before
+        if isinstance(inner, keras.optimizers.Optimizer) and inner.weight_decay:  # Keras's own method forgets what was left out before
             left_out = getattr(inner, "_exclude_from_weight_decay", [])
-            inner._exclude_from_weight_decay = [*left_out, *map(inner._var_key, variables)]
+            inner._exclude_from_weight_decay = list(dict.fromkeys([*left_out, *map(inner._var_key, variables)]))
 
 
 class LossScales:

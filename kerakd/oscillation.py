@@ -96,14 +96,17 @@ def _spread(step, shape):
     return tf.reshape(step, shape[-2:])
 
 
-def check_treatment(student, dampening, freezing):
-    """Raises BadInput for a weight or a threshold, numbers or functions of the step or None, that treats nothing, or a student that can't be treated."""
-    if dampening is not None:
-        if not callable(dampening) and not 0 <= dampening < math.inf:
-            raise BadInput(f"dampening: expected a number of 0 or more, or a function of the step, received {dampening}")
-        check(student)
+def check_treatment(student, dampening, freezing, watch):
+    """Raises BadInput for a weight or a threshold that treats nothing, or a student that can't be treated or watched.
+
+    dampening, freezing: numbers, functions of the step, or None.
+    """
+    if dampening is not None and not callable(dampening) and not 0 <= dampening < math.inf:
+        raise BadInput(f"dampening: expected a number of 0 or more, or a function of the step, received {dampening}")
     if freezing is not None and not callable(freezing) and (isinstance(freezing, bool) or not 0 < freezing < 1):
         raise BadInput(f"freezing: expected a frequency between 0 and 1, as 0.01, or a function of the step, received {freezing}")
+    if watch or dampening is not None or freezing is not None:
+        check(student, held=dampening is not None or freezing is not None)
 
 
 def check(student, held=True):

@@ -59,8 +59,8 @@ class Panel:
         """What frozen teachers say of a batch, a dict of views: float32 [n, teachers, C]."""
         said = [tf.cast(teacher(view, training=False), tf.float32) for teacher, view in zip(self.teachers, self.views(x), strict=True)]
         for logits in said:  # of a subclassed teacher that was not built before
-            if logits.shape.rank != 2 or logits.shape[1] != self.classes:
-                raise BadInput(f"teacher: expected logits [n, {self.classes}], as the student has, received {tuple(logits.shape)}")
+            if not logits.shape.is_compatible_with([None, self.classes]):
+                raise BadInput(f"teacher: expected logits [n, {self.classes}], as the student has, received {logits.shape}")
         return tf.stack(said, axis=1)
 
     def say(self, x):
@@ -68,9 +68,9 @@ class Panel:
         if "logits" in x:
             if self.hints is not None:
                 raise BadInput("hints: expected batches of which the teacher is asked, received ones with its logits, which have no features")
-            expected, shape = (len(self.teachers), self.classes), tf.TensorShape(x["logits"].shape)
-            if shape.rank != 3 or tuple(shape[1:]) != expected:
-                raise BadInput(f"logits: expected in each batch those of all teachers, [n, {expected[0]}, {expected[1]}], received {tuple(shape)}")
+            shape = tf.TensorShape(x["logits"].shape)
+            if not shape.is_compatible_with([None, len(self.teachers), self.classes]):
+                raise BadInput(f"logits: expected in each batch those of all teachers, [n, {len(self.teachers)}, {self.classes}], received {shape}")
             return tf.unstack(x["logits"], axis=1), []
         if self.cache is not None:
             if "known" not in x:

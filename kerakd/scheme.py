@@ -35,8 +35,10 @@ class Scheme:
             float. The model's input, the last layer's input and the logits have 8 bits, in float only where `activations` is
             None (the input also where `first` is). The input's grid is signed, unless the model begins with a rescaling of pixels.
         overrides: {regular expression: Scheme}, for layers whose name it matches (`re.search`); the first match counts,
-            and it comes before `first` and `last`; its own two are not read. Its `activations` are those of the layer's output, behind BatchNorm and ReLU;
-            where they equal the scheme's, it is an override of kernels, and what the last layer reads keeps its 8 bits.
+            and it comes before `first` and `last`; its own two are not read. One that counts nowhere is refused; of equal additions,
+            products, means and sigmoids of the same tensors, which are one in a student, the first's name counts. Its `activations`
+            are those of the layer's output, behind BatchNorm and ReLU; where they equal the scheme's, it is an override of kernels,
+            and what the last layer reads keeps its 8 bits.
         sums: bits of what additions read and is never negative, where `activations` has fewer; a weighted layer but the last
             that reads such a tensor as well takes it narrowed to `activations`. Tensors of a concatenation stay as they
             are. The papers leave the sums of residual networks in float: 8 is the nearest to that in integers. None: as

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shutil
 
 import matplotlib.image
 import numpy as np
@@ -37,6 +38,21 @@ def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
                 np.testing.assert_allclose(cell, image / 255, atol=1e-2)
 
 
+@pytest.mark.parametrize("each", [3, 5, 8])
+def test_the_rows_of_a_folders_sheet_are_spread_over_it(tmp_path, each):
+    for number in range(3 * each):
+        folder = tmp_path / ["ape", "bee", "cat"][number // each]
+        folder.mkdir(exist_ok=True)
+        Image.new("RGB", (6, 6)).save(folder / f"{number:02d}.png")
+    (tmp_path / "train").mkdir()
+    for name in ("ape", "bee", "cat"):
+        (tmp_path / name).rename(tmp_path / "train" / name)
+    shutil.copytree(tmp_path / "train", tmp_path / "test")
+    train, _ = data.load(f"folder:{tmp_path}")
+    titles = [axes.get_title() for axes in program.sheet(train, "whole", (6, 6)).axes]
+    assert {title for title in titles if title and not title.startswith("epoch")} == {"0 ape", "1 bee", "2 cat"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -44,6 +60,7 @@ def test_every_view_has_a_sheet_whose_rows_are_of_one_image(view):
         (["--dataset=no_such_set"], "dataset: expected digits or a TFDS name"),
         (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
         (["--dataset=digits", "--view=ind/rc", "--augment=CutMix"], "--augment: expected a view that teacher and student share, received 'ind/rc'"),
+        (["--dataset=folder:/nowhere", "--synthetic", "--check"], "--check: expected none beside --synthetic"),
         (["--dataset=digits", "--check"], "--check: expected a dataset folder:DIR beside it, received digits"),
         (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
         (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),

@@ -1265,10 +1265,35 @@ def test_a_loss_of_the_callers_says_itself_which_labels_it_takes():
 
 def test_labels_and_metrics_may_have_the_name_of_the_students_output():
     student = net(1)
-    plain, named = taught(metrics=["accuracy"]), taught(student=student, metrics={student.output_names[0]: ["accuracy"]})
+    name = student.output_names[0]
+    plain, named = taught(metrics=["accuracy"]), taught(student=student, metrics={name: ["accuracy"]})
     expected = plain.fit(X, Y, batch_size=16, verbose=0).history
-    assert named.fit(X, {named.output_names[0]: Y}, batch_size=16, verbose=0).history == expected
-    batches = tf.data.Dataset.from_tensor_slices((X, {named.output_names[0]: Y})).batch(16)
+    assert named.fit(X, {name: Y}, batch_size=16, verbose=0).history == expected
+    batches = tf.data.Dataset.from_tensor_slices((X, {name: Y})).batch(16)
     assert named.evaluate(batches, verbose=0) == plain.evaluate(X, Y, batch_size=16, verbose=0)
-    with pytest.raises(BadInput, match="labels: expected those of .*, the student's output, received 'other'"):
+    assert named.evaluate(X, {"output_1": Y}, batch_size=16, verbose=0) == plain.evaluate(X, Y, batch_size=16, verbose=0)
+    with pytest.raises(BadInput, match="labels: expected what is for .*, the student's output, received 'other'"):
         named.fit(X, {"other": Y}, verbose=0)
+
+
+@pytest.mark.parametrize("kind", ["sequence", "named"])
+def test_hints_wait_through_a_phase_alone(kind):
+    """Their projectors are among what an optimizer was built for, though nothing moves them yet."""
+
+    class Batches(keras.utils.Sequence):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            return X, Y
+
+    student = net(1)
+    model = taught("alone", student, net(2), optimizer=keras.optimizers.Adam(0.01), hints=[HINT])
+    given = Batches() if kind == "sequence" else tf.data.Dataset.from_tensors((X, {student.output_names[0]: Y}))
+    projector = model.hints.trainable_variables[0]
+    before = projector.numpy()
+    model.fit(given, verbose=0)
+    np.testing.assert_array_equal(projector, before)
+    model.enter("trained_teacher")
+    model.fit(given, verbose=0)
+    assert (projector.numpy() != before).any()

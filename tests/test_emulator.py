@@ -364,3 +364,15 @@ def test_a_cut_file_is_refused(part):
     data = file("residual", "W4A4", "int4")
     with pytest.raises(BadInput, match="file: expected a .*TFLite flatbuffer"):
         emulate(data[: int(len(data) * part)], noise(2, IMAGE))
+
+
+def test_a_file_whose_operators_do_not_fit_their_tensors_is_refused():
+    """As a flipped bit makes one: the runtime may take it all the same."""
+    student = kerakd.quantize(keras.Sequential([keras.Input(IMAGE), L.Conv2D(4, 3, activation="relu"), L.Flatten(), L.Dense(3)]), SCHEMES["W4A4"])
+    images = np.random.default_rng(0).normal(size=(4, *IMAGE)).astype(np.float32)
+    kerakd.calibrate(student, images)
+    model = flatfile.read(kerakd.to_tflite(student))
+    operator = next(operator for operator, _, _ in flatfile.weighted(model) if flatfile.op_name(model, operator) == "CONV_2D")
+    operator.builtinOptions.dilationHFactor = 50  # higher than the image
+    with pytest.raises(BadInput, match="expected operators that fit their tensors, received one that is damaged, or unknown here .*; copy it again"):
+        emulate(flatfile.write(model), images)

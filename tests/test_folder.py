@@ -172,6 +172,9 @@ def test_what_a_camera_turned_is_upright(root):
     image.save(path, exif=exif)
     read = next(iter(folder.rows([path], [0]).map(folder.read)))["image"].numpy()
     assert read.shape == (16, 8, 3) and read[:6].min() > 200 and read[10:].max() < 50
+    for damaged in (b"Exif\0\0junk", b"Exif\0\0II"):
+        image.save(path, exif=damaged)
+        assert next(iter(folder.rows([path], [0]).map(folder.read)))["image"].shape == (8, 16, 3)
 
 
 def test_no_folder_is_not_this_one():

@@ -343,6 +343,18 @@ def test_what_no_file_computes_is_found_by_lint_and_refused(name):
         kerakd.to_tflite(student)
 
 
+@pytest.mark.parametrize("pool", [{"padding": "same"}, {"strides": (1, 2)}], ids=["padded", "oblong"])
+def test_an_average_of_float_tensors_that_is_no_convolution_stays_float(pool):
+    x = keras.Input((7, 7, 8))
+    model = keras.Model(x, L.Dense(5)(L.Flatten()(conv(L.AveragePooling2D(2, **pool, name="pool")(x), name="first"))))
+    left = {"^pool$": kerakd.Scheme(None, None), "^input": kerakd.Scheme(None, None)}
+    images = IMAGES[:, :7, :7]
+    student = calibrated(model, images, kerakd.Scheme(kerakd.Interval(8), kerakd.Interval(8), first=None, overrides={"^pool$": left["^pool$"]}))
+    found = [finding for finding in kerakd.lint(student) if finding.layer == "pool"]
+    assert [finding.refused for finding in found] == [False] and "stays float" in found[0].problem
+    assert kerakd.verify(student, kerakd.to_tflite(student), images).top1_equal > 0.9
+
+
 def test_a_layer_around_an_exact_one_is_not_taken_for_it():
     student = calibrated(net(lambda x: L.TimeDistributed(L.Dense(4), name="each")(conv(x))))
     assert [finding.layer for finding in kerakd.lint(student)] == ["each"]

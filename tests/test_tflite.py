@@ -1185,6 +1185,16 @@ def test_sums_that_no_accumulator_holds_are_refused():
         to_tflite(student)
 
 
+def test_a_kernel_whose_sums_are_too_large_for_4_bits_has_8_in_the_small_container():
+    kernel = np.random.default_rng(1).uniform(0.9, 1.0, (80_000, 4)).astype(np.float32)
+    student = kerakd.quantize(wide(kernel * 1e-4), Scheme(Interval(4), Interval(8)))
+    kerakd.calibrate(student, BRIGHT)
+    assert 2.0**26 < 80_000 * 7 * 255 < 2.0**30
+    assert [linear.bits for linear in folding.fold(student, "int4").linears.values()] == [8, 8, 8]
+    proof = verify(student, to_tflite(student, "int4"), BRIGHT)
+    assert proof.logits_equal == proof.emulated_equal == 1
+
+
 def test_a_mean_of_a_large_window_is_exact_on_bright_images():
     inputs = keras.Input((300, 300, 1))
     pooled = L.AveragePooling2D(300)(L.Conv2D(2, 1, activation="relu", kernel_initializer="ones", name="first")(inputs))

@@ -12,6 +12,7 @@ from kerakd import quiet  # first: it keeps TensorFlow quiet
 
 with quiet.native_chatter_off():
     import numpy as np
+    import tensorflow as tf
 
     from kerakd import augment, commandline, data
     from kerakd.augmenters import augmenter
@@ -53,6 +54,8 @@ class Options:
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
+        if self.check and self.synthetic:
+            raise BadInput("--check: expected none beside --synthetic, which reads no images, received both")
         if self.check and not self.dataset.startswith(data.FOLDER):
             raise BadInput(f"--check: expected a dataset folder:DIR beside it, received {self.dataset}; TFDS has read the images of its datasets")
         commandline.check_new("picture", self.picture, (".png",), self.overwrite)
@@ -69,8 +72,11 @@ def sheet(split, view, size, seed=0, augmenter=None):
 
     count = min(IMAGES, split.count)
     rows = split.rows
-    if rows is not None:
-        rows = rows.shard(split.count // count, 0).take(count) if _is_folder(split) else rows.take(count)  # a folder's are in the order of its classes
+    if rows is not None and _is_folder(split):  # in the order of its classes
+        places = np.linspace(0, split.count - 1, count).astype(np.int64)
+        rows = rows.filter(lambda row: tf.reduce_any(row["index"] == places))
+    elif rows is not None:
+        rows = rows.take(count)
     few = dataclasses.replace(split, examples=split.examples.take(count) if rows is None else rows.map(split.read), count=count, rows=rows)
     rows = {e["index"]: [(e["image"], _class_of(split, e))] for e in few.examples.as_numpy_iterator()}
     apart = augment.view(view).teacher is not None and not augment.view(view).fixed
@@ -131,9 +137,9 @@ def main():
     for split in splits:
         stored = "x".join(str(side or "?") for side in split.shape)
         print(f"{split.name}: {split.count} images of {stored}, {split.classes} classes{_classes(split)}")
+    shape = splits[0].image_shape(options.image_size)
     if options.check:
         _check(splits)
-    shape = splits[0].image_shape(options.image_size)
     size = shape[:2]
     figure = sheet(splits[0], options.view, size, options.seed, augmenter(options.augment, shape, options.seed) if options.augment else None)
     write_aside(options.picture, lambda aside: figure.savefig(aside, dpi=120))

@@ -85,8 +85,8 @@ def _classes(root):
 
 
 def version(paths):
-    """Hexadecimal digits that change where one of the files has another name, size or time."""
-    known = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+    """Hexadecimal digits that change where one of the files has another name, size or time, or is read in another way."""
+    known = ["upright", *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)]
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
@@ -122,14 +122,24 @@ def unreadable(rows):
     return found
 
 
+def _upright(image):
+    """As every viewer shows what a camera turned; one whose EXIF is damaged as it is stored."""
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises whatever a damaged EXIF leads to; damaged pixels say so once they are read
+        return image
+
+
 def _read(path):
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(os.fsdecode(path)) as image:
             if image.mode[0] in "IF":
                 raise ValueError(f"its pixels have more than 8 bits, mode {image.mode}")
-            image = ImageOps.exif_transpose(image)  # upright, as every viewer shows it
+            image = _upright(image)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

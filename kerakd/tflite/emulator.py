@@ -117,14 +117,16 @@ def emulate(data, images, kernels="xnnpack"):
     if kernels not in KERNELS:
         raise BadInput(f"kernels: expected one of {', '.join(KERNELS)}, received {kernels!r}")
     model = flatfile.read(data)
-    source, target = (model.subgraphs[0].tensors[ends[0]] for ends in (model.subgraphs[0].inputs, model.subgraphs[0].outputs))
-    taken = flatfile.as_input(images, source)
     try:
+        source, target = (model.subgraphs[0].tensors[ends[0]] for ends in (model.subgraphs[0].inputs, model.subgraphs[0].outputs))
+        taken = flatfile.as_input(images, source)
         outputs = [_run(model, taken[i : i + BATCH], kernels) for i in range(0, len(taken), BATCH)]
     except BadInput:
         raise
     except (ValueError, IndexError, TypeError, AttributeError) as error:
-        raise BadInput(f"file: expected operators that fit their tensors, received a damaged one ({first_line(error)}); copy it again") from error
+        raise BadInput(
+            f"file: expected operators that fit their tensors, received one that is damaged, or unknown here ({first_line(error)}); copy it again"
+        ) from error
     return flatfile.as_real(np.concatenate(outputs), target)
 
 

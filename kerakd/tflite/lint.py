@@ -65,9 +65,8 @@ def _no_student(model, calls):
 
 
 def _sizes(model, calls):
-    shape = model.inputs[0].shape[1:]
-    if None in shape:
-        yield Finding(model.name, f"images of any size, {tuple(shape)}, where a file has one", "build it with the size that it is to have", True)
+    for shape in (tuple(value.shape[1:]) for value in model.inputs if None in value.shape[1:]):
+        yield Finding(model.name, f"images of any size, {shape}, where a file has one", "build it with the size that it is to have", True)
 
 
 def _float_kernels(model, calls):
@@ -156,13 +155,19 @@ def _no_integers(model, calls):
             yield Finding(layer.name, f"{type(layer).__name__} is not known to the last code and perhaps float", "see README's list of exact layers")
 
 
-def _padded_averages(model, calls):
+def _odd_averages(model, calls):
+    """Poolings that are no convolution: between integers they are refused, elsewhere they stay float."""
+    grids = _grids(calls)
     for call in calls:
         layer = call.layer
-        if computes(layer, L.AveragePooling2D) and sees_padding(layer.input_shape[1:3], layer.pool_size, layer.strides, layer.padding):
-            yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, which is refused", "use padding='valid'", True)
-        if computes(layer, L.AveragePooling2D) and len(set(layer.strides)) > 1:
-            yield Finding(layer.name, f"average pooling with strides {layer.strides}, which is refused", "take equal ones", True)
+        if not computes(layer, L.AveragePooling2D):
+            continue
+        between = id(call.inputs[0]) in grids and bool(output_grid(call, grids))
+        then = "which is refused" if between else "which stays float"
+        if sees_padding(layer.input_shape[1:3], layer.pool_size, layer.strides, layer.padding):
+            yield Finding(layer.name, f"average pooling with padding on {layer.input_shape[1:3]}, {then}", "use padding='valid'", between)
+        if len(set(layer.strides)) > 1:
+            yield Finding(layer.name, f"average pooling with strides {layer.strides}, {then}", "take equal ones", between)
 
 
 def _dead_channels(model, calls):
@@ -176,5 +181,5 @@ def _dead_channels(model, calls):
 ENDS = (_ends,)  # of a file alone: several networks have settled copies and codes
 OF_CALLS = (
     *(_no_student, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
-    *(_no_integers, _padded_averages, _dead_channels),
+    *(_no_integers, _odd_averages, _dead_channels),
 )
