@@ -123,7 +123,7 @@ def emulate(data, images, kernels="xnnpack"):
         outputs = [_run(model, taken[i : i + BATCH], kernels) for i in range(0, len(taken), BATCH)]
     except BadInput:
         raise
-    except (ValueError, IndexError, TypeError, AttributeError) as error:
+    except (ValueError, IndexError, TypeError, AttributeError, tf.errors.OpError) as error:
         raise BadInput(
             f"file: expected operators that fit their tensors, received one that is damaged, or unknown here ({first_line(error)}); copy it again"
         ) from error
