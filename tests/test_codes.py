@@ -186,7 +186,7 @@ def test_ideal_bytes_by_hand(scheme, bits):
 
 def test_what_cannot_be_integers_is_refused():
     net = keras.Sequential([keras.Input(SHAPE), L.Conv2D(3, 3), L.Flatten(), L.Dense(2)])
-    for model, words in ((net, r"expected a student made by kerakd\.quantize"), (kerakd.quantize(net, SCHEMES["W4A4"][0]), "expected calibrated intervals")):
+    for model, words in ((net, r"make a student of it by kerakd\.quantize"), (kerakd.quantize(net, SCHEMES["W4A4"][0]), "expected calibrated intervals")):
         for use in (kerakd.codes, ideal_bytes):
             with pytest.raises(BadInput, match=words):
                 use(model)

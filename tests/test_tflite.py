@@ -556,7 +556,7 @@ def float_activations():
     [
         (uncalibrated, r"received none for .*first_relu_out, relu_out.*call kerakd\.calibrate"),
         (with_nan, "NaN or infinity in .*bias"),
-        (plain_net, r"expected a student made by kerakd\.quantize"),
+        (plain_net, r"no quantized kernel; make a student of it by kerakd\.quantize"),
         (called_twice, "received twice: called 2 times, which has 2 steps in a file; give each call a layer of its own"),
         (float_activations, "received first: a float input and output; give the scheme activations"),
         (lambda: "model.keras", "expected a tf_keras model, received str"),

@@ -106,7 +106,7 @@ def test_estimating_batchnorms_of_a_student_that_has_none_is_said_to_do_nothing(
 def test_checkpoints_that_a_killed_process_left_of_a_finished_stage_go(tmp_path, monkeypatch):
     made = run(tmp_path / "run")
     monkeypatch.setattr(made, "measure", dict)
-    monkeypatch.setattr(training.report, "curves", lambda metrics, path: path.touch())
+    monkeypatch.setattr(training.curves, "write", lambda metrics, path: path.touch())
     made.directory.save_model("taught_0", made.networks.student())
     (tmp_path / "run/checkpoints/taught_0").mkdir(parents=True)
     made.run()
