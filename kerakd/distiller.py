@@ -228,6 +228,7 @@ class Distiller(keras.Model):
         optimizers = {"optimizer": optimizer, "teacher_optimizer": teacher_optimizer}
         optimizers |= {"weight_interval_optimizer": weight_interval_optimizer, "activation_interval_optimizer": activation_interval_optimizer}
         loss, metrics = self._by_name(loss, "loss"), self._by_name(metrics, "metrics")
+        kwargs |= {"weighted_metrics": self._by_name(kwargs.get("weighted_metrics"), "weighted_metrics")}
         self._check_compile(optimizers, loss, metrics, kwargs)
         oscillation.check_treatment(self.student, dampening, freezing, watch)
         hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)

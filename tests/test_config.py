@@ -201,6 +201,7 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"start": "float"}, "--float_epochs: expected more than 0"),
         ({**TAUGHT, "phase": ("finetune:3",)}, "--start: expected float"),
         ({"batch_size": 0}, "--batch_size: expected more than 0, received 0"),
+        ({"freeze": 0.2}, "--freeze: expected at most 0.1, from which the threshold falls to it, received 0.2"),
         ({"learning_rate": -1.0}, "--learning_rate: expected 0 or more, received -1.0"),
         ({"learning_rate": float("nan")}, "--learning_rate: expected 0 or more, received nan"),
         ({"weights": "interval:9"}, "expected a whole number from 2 to 8, received 9"),

@@ -22,6 +22,7 @@ def test_each_kind_is_drawn_with_its_mean():
 def test_a_single_epoch_is_seen():
     (line,) = curves.figure_of(rows("float", [0.5])).axes[0].lines
     assert line.get_marker() == "o" and list(line.get_xdata()) == [1]
+    assert [tick for tick in line.axes.get_xticks() if tick == int(tick)] == [1] and line.axes.get_xlim() == (0.5, 1.5)
 
 
 def test_several_teachers_are_no_seeds():

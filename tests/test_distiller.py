@@ -696,6 +696,11 @@ def test_a_subclassed_teacher_keeps_its_size_and_is_asked_on_its_own_views():
         model.fit(tf.data.Dataset.from_tensors(({"student": X, "teachers": (theirs,)}, Y)), verbose=0)
 
 
+def test_a_checkpoint_of_weights_is_kept_without_a_word(tmp_path, caplog):
+    train(taught(), callbacks=[keras.callbacks.ModelCheckpoint(str(tmp_path / "x.weights.h5"), save_weights_only=True)])
+    assert (tmp_path / "x.weights.h5").exists() and "non-serializable" not in caplog.text
+
+
 def test_what_nothing_would_read_is_refused():
     for argument in ({"hint_loss": "attention"}, {"hint_weight": 7.0}):
         with pytest.raises(BadInput, match="hint_loss, hint_weight: expected none without hints, received"):

@@ -13,6 +13,7 @@ from kerakd.errors import BadInput
 FLAGS = {"dataset": "digits", "student": "resnet8", "teacher": ("resnet14",)}
 JOINT = {"phase": ("joint:2",)}
 TRAINED = {"phase": ("trained_teacher:2",), "teacher_epochs": 3}
+GRIDS = ({"signed": "interval:8,gradient_scale"}, {"calibration": "mse"})
 WIDE = {"weights": "interval:4", "activations": "interval:4"}
 
 
@@ -161,8 +162,8 @@ def test_runs_on_other_images_are_said_not_to_be_compared_and_epochs_are_those_t
 
 @pytest.mark.parametrize(
     "other",
-    [WIDE, {"student_width": 0.5}, {"dataset": "cifar10"}, {"phase": ("joint:3",)}, {"float_epochs": 2, "start": "float"}],
-    ids=["widths", "student", "dataset", "epochs", "start"],
+    [WIDE, {"student_width": 0.5}, {"dataset": "cifar10"}, {"phase": ("joint:3",)}, {"float_epochs": 2, "start": "float"}, *GRIDS],
+    ids=["widths", "student", "dataset", "epochs", "start", "signed", "calibration"],
 )
 def test_the_student_alone_is_never_another(tmp_path, other):
     a = run(tmp_path, "a")

@@ -71,13 +71,12 @@ def sheet(split, view, size, seed=0, augmenter=None):
     from matplotlib.figure import Figure
 
     count = min(IMAGES, split.count)
-    rows = split.rows
-    if rows is not None and _is_folder(split):  # in the order of its classes
+    if _is_folder(split):  # in the order of its classes
         places = np.linspace(0, split.count - 1, count).astype(np.int64)
-        rows = rows.filter(lambda row: tf.reduce_any(row["index"] == places))
-    elif rows is not None:
-        rows = rows.take(count)
-    few = dataclasses.replace(split, examples=split.examples.take(count) if rows is None else rows.map(split.read), count=count, rows=rows)
+        unread = split.rows.filter(lambda row: tf.reduce_any(row["index"] == places))
+        few = dataclasses.replace(split, examples=unread.map(split.read), count=count, rows=unread)
+    else:
+        few = dataclasses.replace(split, examples=split.examples.take(count), count=count, rows=split.rows and split.rows.take(count))
     rows = {e["index"]: [(e["image"], _class_of(split, e))] for e in few.examples.as_numpy_iterator()}
     apart = augment.view(view).teacher is not None and not augment.view(view).fixed
     sizes = [size] if apart else []

@@ -190,9 +190,10 @@ def _linear(call, grids, folded, container, seen):
         folded.absorbed.add(norm.layer.name)
     template, codes, step, gain, bias, high = _parts(layer)(call, norm and norm.layer)
     bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
-    bits = bits if _largest_sum(codes, len(gain), x) <= _half_an_accumulator(bits) else 8  # of fewer an accumulator holds less
+    largest = _largest_sum(codes, len(gain), x)
+    bits = bits if largest <= _half_an_accumulator(bits) else 8  # of fewer an accumulator holds less
     least = _least_steps(bias, x, y, bits)
-    most = min(headroom(high, bits), _most(codes, len(gain), x, bits, layer.name))
+    most = min(headroom(high, bits), _most(largest, bits, layer.name))
     room = _fitting(most, (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
     codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
     linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least, seen)
@@ -216,9 +217,8 @@ def _largest_sum(codes, channels, x):
     return int(np.abs(codes.reshape(-1, channels)).sum(0).max()) * max(-x.low, x.high)
 
 
-def _most(codes, channels, x, bits, name):
-    """How large a headroom the sums of a kernel leave in an accumulator. Raises: BadInput where they have none without it."""
-    largest = _largest_sum(codes, channels, x)
+def _most(largest, bits, name):
+    """How large a headroom sums of at most `largest` leave in an accumulator. Raises: BadInput where they have none without it."""
     if largest > _half_an_accumulator(bits):
         raise BadInput(
             f"model: expected sums that 32-bit integers hold, received up to {largest:,} of the kernel of {name!r} at its input's largest; take fewer bits "
