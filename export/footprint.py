@@ -179,17 +179,17 @@ class Network:
     def weights(self, todo):
         """Bytes of all weights under a Plan."""
         kernels = {}  # of a layer that is called twice the first call's, as in `quantize`
-        for call, quantizer in zip(self.calls, todo.kernels, strict=True):
-            kernels.setdefault(id(call.layer), (call.layer, quantizer))
+        for step in todo.steps:
+            kernels.setdefault(id(step.call.layer), (step.call.layer, step.kernel))
         return sum(_bytes_of_weights(layer, quantizer, id(layer) in self.folded) for layer, quantizer in kernels.values())
 
     def activations(self, todo):
         """[bytes] of each of `tensors` in one image under a Plan."""
         bits = {key: _bits(todo.input) for key in self.tensors}
         passed = {}  # id of a Value: its bits, those that never exist included
-        for call, output in zip(self.calls, todo.outputs, strict=True):
+        for call, step in zip(self.calls, todo.steps, strict=True):
             before = max((passed.get(id(value), bits.get(id(value), FLOAT)) for value in call.inputs), default=FLOAT)
-            own = _bits(output[0]) if output else before if passes_on(call.layer) else FLOAT
+            own = _bits(step.output) if step.output else before if passes_on(call.layer) else FLOAT
             passed.update((id(value), own) for value in call.outputs)
         bits |= {key: passed[key] for key in self.tensors if key in passed}
         return [_packed(tensor.numbers, bits[key]) for key, tensor in self.tensors.items()]

@@ -19,24 +19,36 @@ L = keras.layers
 
 
 @dataclasses.dataclass
-class Plan:
-    """What `quantize` will do, in the order of the calls.
+class Step:
+    """What `quantize` does at one call of a layer.
 
-    kernels: a quantizer or None for each call's kernel.
-    outputs: for each call None, or (quantizer, group) of its output; outputs of one group share one quantizer and its interval.
-    absorbed: for each call whether the quantizer of its output takes its place.
-    narrowed: for each call None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
-    lines: for each call whether it is a ReLU of a tensor that is on a grid of its own, which integers move by a multiplication by 1.
+    kernel: the quantizer of the layer's kernel, or None.
+    output: that of the call's output, or None. group: outputs of one group share one quantizer and its interval.
+    absorbed: whether the quantizer of its output takes the layer's place.
+    narrowed: None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
+    line: whether it is a ReLU of a tensor that is on a grid of its own, which integers move by a multiplication by 1.
+    """
+
+    call: graph.Call
+    kernel: Quantizer | None
+    output: Quantizer | None
+    group: int
+    absorbed: bool = False
+    narrowed: tuple | None = None
+    line: bool = False
+
+
+@dataclasses.dataclass
+class Plan:
+    """What `quantize` will do.
+
+    steps: a Step for each call, in their order.
     input: the quantizer of the model's inputs, or None.
     unknown: {name: class} of the layers with a kernel that no scheme quantizes.
     inexact: names of the other layers for which a file is not promised to be exact; none where activations stay float.
     """
 
-    kernels: list
-    outputs: list
-    absorbed: list
-    narrowed: list
-    lines: list
+    steps: list
     input: Quantizer | None
     unknown: dict
     inexact: list
@@ -86,34 +98,37 @@ def plan(model, scheme):
     if not weighted:
         raise BadInput(f"model: expected at least one convolution or dense layer, received {model.name!r} with none; there is nothing to quantize")
     _check_overrides(scheme, calls)
-    never_negative, pixels = _never_negative(calls)
-    groups, last = _groups(calls), _last(calls)
-    members, signs, ends, joined = collections.defaultdict(list), {}, {}, {}
-    for call in calls:
-        members[groups[id(call)]].append(call)
-    for group, theirs in members.items():
-        made = {id(call.outputs[0]) for call in theirs}
-        signs[group] = "pixels" if made <= pixels else "unsigned" if made <= never_negative else "signed"
-        ends[group] = all(_at_the_end(call, last) for call in theirs)
-        joined[group] = any(computes(call.layer, L.Concatenate) for call in theirs)
-    kernels = [_kernel_quantizer(call, call is weighted[0], id(call) in last, scheme) if kernel_name(call.layer) else None for call in calls]
-    outputs = []
-    for call in calls:
-        group = groups[id(call)]
-        quantizer = _output_quantizer(call, ends[group], scheme, signs[group], joined[group])
-        outputs.append(quantizer and (quantizer, group))
-    narrowed = _widen(calls, last, outputs, scheme)
-    _check_groups(calls, outputs)
-    sizes = collections.Counter(group for _, group in filter(None, outputs))
-    absorbed = [output is not None and _absorbs(output[0], call.layer, sizes[output[1]]) for call, output in zip(calls, outputs, strict=True)]
-    kept = {output[1] for output, gone in zip(outputs, absorbed, strict=True) if output and not gone}  # of tensors that share a quantizer, all ReLUs go or none
-    absorbed = [gone and output[1] not in kept for output, gone in zip(outputs, absorbed, strict=True)]
-    _check_bounds(calls, outputs, absorbed)
+    last = _last(calls)
+    steps = _steps(calls, weighted[0], last, scheme)
+    _widen(steps, last, scheme)
+    _check_groups(steps)
+    _absorb(steps)
+    _check_bounds(steps)
     others = {call.layer for call in calls if not is_exact(call.layer)}
     unknown = {call.layer.name: type(call.layer).__name__ for call in calls if call.layer in others and has_kernel(call.layer) and not kernel_name(call.layer)}
     inexact = [call.layer.name for call in calls if call.layer in others and call.layer.name not in unknown and scheme.activations is not None]
-    lines = [output is not None and is_relu(call.layer) and not _is_fused(call) for call, output in zip(calls, outputs, strict=True)]
-    return Plan(kernels, outputs, absorbed, narrowed, lines, _input_quantizer(calls, scheme), unknown, inexact)
+    return Plan(steps, _input_quantizer(calls, scheme), unknown, inexact)
+
+
+def _steps(calls, first, last, scheme):
+    """A Step for each call, with the quantizers that the scheme's rules name. first: the first weighted call; last: ids of those behind which there is none."""
+    never_negative, pixels = _never_negative(calls)
+    groups, members = _groups(calls), collections.defaultdict(list)
+    for call in calls:
+        members[groups[id(call)]].append(call)
+    outputs = {}  # by id of the call
+    for theirs in members.values():
+        made = {id(call.outputs[0]) for call in theirs}
+        kind = "pixels" if made <= pixels else "unsigned" if made <= never_negative else "signed"
+        at_the_end = all(_at_the_end(call, last) for call in theirs)
+        joined = any(computes(call.layer, L.Concatenate) for call in theirs)
+        outputs.update((id(call), _output_quantizer(call, at_the_end, scheme, kind, joined)) for call in theirs)
+    steps = []
+    for call in calls:
+        kernel = _kernel_quantizer(call, call is first, id(call) in last, scheme) if kernel_name(call.layer) else None
+        output = outputs[id(call)]
+        steps.append(Step(call, kernel, output, groups[id(call)], line=output is not None and is_relu(call.layer) and not _is_fused(call)))
+    return steps
 
 
 def _is_fused(call):
@@ -127,28 +142,32 @@ def _ends_one(call, last):
     return id(call) in last or (_is_fused(call) and _ends_one(call.inputs[0].call, last))
 
 
-def _widen(calls, last, outputs, scheme):
-    """Gives the tensors that additions read the bits of `sums`, in `outputs`; returns Plan.narrowed."""
-    taken, sizes = {call.layer.name for call in calls}, collections.Counter(group for _, group in filter(None, outputs))
-    readers = {}  # of a call's tensor, past layers that only pass values on
-    for call in calls:
-        for value in call.inputs:
-            readers.setdefault(id(_origin(value)), []).append((call, value))
-    narrowed, names = {}, {}
-    for k, call in enumerate(calls):
-        bits, read = (_rule(scheme, call) or scheme).sums, readers.get(id(call), [])
-        if bits is None or outputs[k] is None or not any(isinstance(reader.layer, L.Add) for reader, _ in read):
+def _tensors(steps):
+    """{group: how many tensors share its quantizer}."""
+    return collections.Counter(step.group for step in steps if step.output)
+
+
+def _widen(steps, last, scheme):
+    """Gives the tensors that additions read the bits of `sums`; what else reads them takes them narrowed."""
+    taken, sizes = {step.call.layer.name for step in steps}, _tensors(steps)
+    readers = collections.defaultdict(list)  # of a call's tensor, past layers that only pass values on: (step, value)
+    for step in steps:
+        for value in step.call.inputs:
+            readers[id(_origin(value))].append((step, value))
+    names = {}
+    for step in steps:
+        bits, read = (_rule(scheme, step.call) or scheme).sums, readers[id(step.call)]
+        if bits is None or step.output is None or not any(isinstance(reader.call.layer, L.Add) for reader, _ in read):
             continue
-        quantizer, group = outputs[k]
-        low, high = quantizer.levels()
-        if low < 0 or high >= 2**bits - 1 or sizes[group] > 1:
+        narrow = step.output
+        low, high = narrow.levels()
+        if low < 0 or high >= 2**bits - 1 or sizes[step.group] > 1:
             continue
-        outputs[k] = dataclasses.replace(quantizer, bits=bits), group
+        step.output = dataclasses.replace(narrow, bits=bits)
         for reader, value in read:
-            if kernel_name(reader.layer) and id(reader) not in last:
+            if kernel_name(reader.call.layer) and id(reader.call) not in last:
                 free = free_name(f"{value.call.layer.name}_narrow", {*names.values(), *taken})
-                narrowed[id(reader)] = quantizer, names.setdefault(id(value), free)
-    return [narrowed.get(id(call)) for call in calls]
+                reader.narrowed = narrow, names.setdefault(id(value), free)
 
 
 def free_name(wanted, taken):
@@ -172,15 +191,24 @@ def _absorbs(quantizer, layer, shared):
     return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or shared == 1)
 
 
-def _check_bounds(calls, outputs, absorbed):
+def _absorb(steps):
+    """Sets Step.absorbed. Of tensors that share a quantizer, all ReLUs go or none."""
+    sizes = _tensors(steps)
+    kept = {step.group for step in steps if step.output and not _absorbs(step.output, step.call.layer, sizes[step.group])}
+    for step in steps:
+        step.absorbed = step.output is not None and step.group not in kept
+
+
+def _check_bounds(steps):
     """Raises BadInput where the grid that takes the place of a bounded ReLU is fixed and goes on beyond the bound; intervals are calibrated to it."""
-    for call, output, gone in zip(calls, outputs, absorbed, strict=True):
-        if gone and call.layer.max_value is not None and not output[0].calibrated(tf.ones(())):
-            top = float(output[0].step(tf.zeros(()), None)) * output[0].levels()[1]
-            if call.layer.max_value < top * (1 - 1e-6):
+    for step in steps:
+        layer, quantizer = step.call.layer, step.output
+        if step.absorbed and layer.max_value is not None and not quantizer.calibrated(tf.ones(())):
+            top = float(quantizer.step(tf.zeros(()), None)) * quantizer.levels()[1]
+            if layer.max_value < top * (1 - 1e-6):
                 raise BadInput(
-                    f"activations: expected no bound of a ReLU below {top:g}, where the grid of {type(output[0]).__name__} ends, received "
-                    f"{call.layer.max_value:g} in {call.layer.name!r}; take kerakd.Interval, for that layer alone by an override"
+                    f"activations: expected no bound of a ReLU below {top:g}, where the grid of {type(quantizer).__name__} ends, received "
+                    f"{layer.max_value:g} in {layer.name!r}; take kerakd.Interval, for that layer alone by an override"
                 )
 
 
@@ -239,15 +267,17 @@ def _sources(call):
     return [call]
 
 
-def _check_groups(calls, outputs):
+def _check_groups(steps):
     """Raises BadInput where tensors that share a quantizer are to have different ones."""
     first = {}
-    for call, (quantizer, group) in ((call, output) for call, output in zip(calls, outputs, strict=True) if output):
-        other, name = first.setdefault(group, (quantizer, call.layer.name))
-        if other != quantizer:
+    for step in steps:
+        if step.output is None:
+            continue
+        other = first.setdefault(step.group, step)
+        if other.output != step.output:
             raise BadInput(
-                f"model: expected one quantizer for the tensors of a concatenation, received {other} for {name!r} and {quantizer} for {call.layer.name!r}; "
-                "give all of them the override, and put no bare sigmoid among them"
+                f"model: expected one quantizer for the tensors of a concatenation, received {other.output} for {other.call.layer.name!r} and {step.output} "
+                f"for {step.call.layer.name!r}; give all of them the override, and put no bare sigmoid among them"
             )
 
 

@@ -124,6 +124,61 @@ def _name_floats(plan):
         print(f"kerakd: may stay float in the file, as README does not list their kind as exact there: {', '.join(plan.inexact)}", file=sys.stderr)
 
 
+class _Attachment:
+    """A Plan on its way into a copy of a model, input by input and call by call, as `graph.rebuild` comes to them.
+
+    copies: {name: the copy of the layer, which takes the model's weights}.
+    """
+
+    def __init__(self, model, todo):
+        self.todo, self.steps = todo, iter(todo.steps)
+        self.taken = {layer.name for layer in model.layers}
+        self.copies, self.layers = {}, {}  # by name; `layers` with a quantized kernel where they have one
+        self.quantizers, self.narrowed = {}, {}  # by group; tensors by name
+
+    def input(self, x):
+        """The tensor that stands for the model's input `x`."""
+        return self._quantizer(x.node.layer.name, self.todo.input)(x) if self.todo.input else x
+
+    def call(self, layer, args, kwargs):
+        """The tensors that stand for those that `layer` makes of its arguments."""
+        step = next(self.steps)
+        if step.line or step.narrowed:
+            args = (self._read(step, args[0]), *args[1:])
+        outputs = args[0] if step.absorbed else self._layer(layer, step.kernel)(*args, **kwargs)
+        if step.output is None:
+            return outputs
+        if step.group not in self.quantizers:
+            bound = layer.max_value if step.absorbed else None
+            self.quantizers[step.group] = self._quantizer(layer.name, step.output, step.absorbed, bound, dtype=layer._dtype_policy)
+        quantizer = self.quantizers[step.group]
+        return tf.nest.map_structure(lambda x: quantizer(x) if x.dtype.is_floating else x, outputs)  # shapes and masks are exact as they are
+
+    def _read(self, step, x):
+        """What the step's call reads in the place of `x`: moved to a grid of its own, or narrowed."""
+        if step.line:
+            self.taken.add(name := free_name(f"{step.call.layer.name}_line", self.taken))
+            return L.Rescaling(1.0, name=name)(x)
+        quantizer, name = step.narrowed
+        if name not in self.narrowed:
+            self.narrowed[name] = self._quantizer(name, quantizer, True)(Narrowing(name=name)(x))
+        return self.narrowed[name]
+
+    def _layer(self, layer, kernel):
+        """The copy of `layer`, one for all its calls, in a QuantizedLayer where `kernel` is its quantizer."""
+        if layer.name not in self.layers:
+            standardized = kernel is not None and isinstance(layer, StandardizedConv2D)
+            copy = L.Conv2D.from_config(layer.get_config()) if standardized else graph.clone_layer(layer)
+            config = kernel and LayerConfig(kernel, standardized=standardized)
+            self.copies[layer.name] = copy
+            self.layers[layer.name] = QuantizedLayer(copy, config, name=layer.name, dtype=layer._dtype_policy) if kernel else copy
+        return self.layers[layer.name]
+
+    def _quantizer(self, name, *args, dtype=None):
+        self.taken.add(free := free_name(f"{name}_out", self.taken))
+        return QuantizedActivation(*args, name=free, dtype=dtype)
+
+
 def quantize(model, scheme):
     """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
 
@@ -145,44 +200,11 @@ def quantize(model, scheme):
     simple, sources = simplify(model)
     todo = plan(simple, scheme)
     _name_floats(todo)
-    taken = {layer.name for layer in simple.layers}
-    made, quantizers, steps = {}, {}, iter(zip(todo.kernels, todo.outputs, todo.absorbed, todo.narrowed, todo.lines, strict=True))
-    narrow = {}
-
-    def quantized(name, *args, dtype=None):
-        taken.add(free := free_name(f"{name}_out", taken))
-        return QuantizedActivation(*args, name=free, dtype=dtype)
-
-    def attach(layer, args, kwargs):
-        kernel, output, absorbed, narrowed, line = next(steps)
-        if line:
-            taken.add(name := free_name(f"{layer.name}_line", taken))
-            args = (L.Rescaling(1.0, name=name)(args[0]), *args[1:])
-        if narrowed is not None:
-            quantizer, name = narrowed
-            if name not in narrow:
-                narrow[name] = quantized(name, quantizer, True)(Narrowing(name=name)(args[0]))
-            args = (narrow[name], *args[1:])
-        if not absorbed and layer.name not in made:
-            clone = graph.clone_layer(layer)
-            standardized = kernel is not None and isinstance(layer, StandardizedConv2D)
-            clone = L.Conv2D.from_config(layer.get_config()) if standardized else clone
-            made[layer.name] = (
-                clone,
-                QuantizedLayer(clone, LayerConfig(kernel, standardized=standardized), name=layer.name, dtype=layer._dtype_policy) if kernel else clone,
-            )
-        outputs = args[0] if absorbed else made[layer.name][1](*args, **kwargs)
-        if output is None:
-            return outputs
-        quantizer, group = output
-        if group not in quantizers:
-            quantizers[group] = quantized(layer.name, quantizer, absorbed, layer.max_value if absorbed else None, dtype=layer._dtype_policy)
-        return tf.nest.map_structure(lambda x: quantizers[group](x) if x.dtype.is_floating else x, outputs)  # shapes and masks are exact as they are
-
-    on_input = (lambda x: quantized(x.node.layer.name, todo.input)(x)) if todo.input else (lambda x: x)
-    student = graph.rebuild(simple, attach, on_input)
-    for name, (clone, _) in made.items():
+    attachment = _Attachment(simple, todo)
+    student = graph.rebuild(simple, attachment.call, attachment.input)
+    for name, layer in attachment.copies.items():
         if name in sources:
-            clone.set_weights([np.reshape(value, v.shape) for value, v in zip(keras.backend.batch_get_value(sources[name]), clone.weights, strict=True)])
+            values = keras.backend.batch_get_value(sources[name])
+            layer.set_weights([np.reshape(value, v.shape) for value, v in zip(values, layer.weights, strict=True)])
     fit_weight_intervals(student, "max")
     return student
