@@ -10,7 +10,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 import kerakd
 from kerakd import BadInput
 from kerakd.tflite import flatfile, runtime
-from kerakd.tflite.fold import fold, stored_bits
+from kerakd.tflite.fold import Kernel, fold, stored_bits
 from kerakd.tflite.grid import Grid
 
 L = keras.layers
@@ -326,12 +326,12 @@ def test_what_a_dense_layer_computes_of_a_pixel_is_what_the_convolution_computed
     ],
 )
 def test_a_code_has_2_bits_where_runtimes_take_them_4_if_it_fits_and_else_8(template, inputs, high, bits):
-    codes, steps = np.zeros((*getattr(template, "kernel_size", ()), inputs, 8)), np.full(8, 0.5)
+    kernel = Kernel(template, np.zeros((*getattr(template, "kernel_size", ()), inputs, 8)), np.full(8, 0.5), np.zeros(8), high)
     x, fine, coarse = Grid(0.25, 0, 255), Grid(0.125 * 1024 / 255, 0, 255), Grid(0.1249 * 1024 / 255, 0, 255)
-    assert stored_bits(template, codes, high, steps, x, fine, "int4") == bits
-    assert stored_bits(template, codes, high, steps, x, fine, "int8") == 8
+    assert stored_bits(kernel, x, fine, "int4") == bits
+    assert stored_bits(kernel, x, fine, "int8") == 8
     # 2 bits leave no headroom, so one unit of the bias is a step of the input times one of the kernel: here more than 1/1024 of the output's range
-    assert stored_bits(template, codes, high, steps, x, coarse, "int4") == max(bits, 4)
+    assert stored_bits(kernel, x, coarse, "int4") == max(bits, 4)
 
 
 def test_writing_keeps_equal_vectors_once_and_buffers_where_a_phone_can_map_them(files):

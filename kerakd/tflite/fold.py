@@ -32,13 +32,35 @@ LOUD = 255.5  # steps of an output that a unit of its accumulator may be: XNNPAC
 
 
 @dataclasses.dataclass
+class Kernel:
+    """A linear operation as it was trained, with its BatchNorm: y[c] = sum(x * codes[..., c]) * steps[c] + bias[c].
+
+    template: a Keras layer that does the operation, given a kernel of the codes' shape: the layer itself, or a depthwise convolution for a
+    BatchNorm on its own and for average pooling. codes: int. steps: float64 [C]. bias: float64 [C]. high: the highest code of its grid.
+    """
+
+    template: keras.layers.Layer
+    codes: np.ndarray
+    steps: np.ndarray
+    bias: np.ndarray
+    high: int
+
+    @property
+    def flat(self):
+        """The codes as [inputs of an output, C]."""
+        return self.codes.reshape(-1, len(self.steps))
+
+    def largest_sum(self, x):
+        """The largest sum of products of the codes that an input on the grid `x` can make."""
+        return int(np.abs(self.flat).sum(0).max()) * max(-x.low, x.high)
+
+
+@dataclasses.dataclass
 class Linear:
     """A linear operation with its BatchNorm, y[c] = sum(x * codes[..., c]) * x_step * steps[c] + bias[c] * x_step * steps[c].
 
-    name: of the layer. template: a Keras layer that does the operation, given these codes for a kernel: the layer itself, or
-    a depthwise convolution for a BatchNorm on its own and for average pooling. codes: int, in the template's kernel shape.
-    steps: float64 [C]. bias: int64 [C]. excess: [C], how many times larger the student's own step is, where that is beyond LOUD.
-    headroom: what the trained codes are multiplied by.
+    name: of the layer. template, codes: as of a Kernel. steps: float64 [C]. bias: int64 [C].
+    excess: [C], how many times larger the student's own step is, where that is beyond LOUD. headroom: what the trained codes are multiplied by.
     x, y: Grids. dead: channels that no input moves within y, and whose steps are too small for integers; their codes are 0, but one of a kernel of zeros.
     shape: of one example where it is no image; a depthwise convolution then sees it as one of height 1. bits: of a code in the container.
     """
@@ -82,16 +104,18 @@ class Folded:
     joined: dict
 
 
-def stored_bits(template, codes, high, steps, x, y, container):
+def stored_bits(kernel, x, y, container):
     """The bits that a code has in a container: 8, or in the small one 4, or 2 where runtimes take them.
 
     That is, ternary codes of a dense layer or a 1x1 convolution of 4n channels, if a bias on the coarse grid that this leaves
     is still within 1/2048 of the output's range. Depthwise kernels are few and stay at 8: in 4 bits they would leave XNNPACK.
     """
-    if container == "int8" or high > 7 or isinstance(template, L.DepthwiseConv2D):
+    layer = kernel.template
+    if container == "int8" or kernel.high > 7 or isinstance(layer, L.DepthwiseConv2D):
         return 8
-    dense = isinstance(template, L.Dense) or (type(template) is L.Conv2D and template.kernel_size == template.strides == (1, 1) and template.groups == 1)
-    return 2 if high == 1 and dense and codes.shape[-2] % 4 == 0 and (x.step * steps * 1024 <= y.step * (y.high - y.low)).all() else 4
+    dense = isinstance(layer, L.Dense) or (type(layer) is L.Conv2D and layer.kernel_size == layer.strides == (1, 1) and layer.groups == 1)
+    fine = (x.step * kernel.steps * 1024 <= y.step * (y.high - y.low)).all()
+    return 2 if kernel.high == 1 and dense and kernel.codes.shape[-2] % 4 == 0 and fine else 4
 
 
 def headroom(high, bits):
@@ -188,15 +212,14 @@ def _linear(call, grids, folded, container, seen):
         )
     if norm:
         folded.absorbed.add(norm.layer.name)
-    template, codes, step, gain, bias, high = _parts(layer)(call, norm and norm.layer)
-    bits = stored_bits(template, codes, high, step * np.abs(gain), x, y, container)
-    largest = _largest_sum(codes, len(gain), x)
+    kernel = _kernel(call, norm and norm.layer)
+    bits, largest = stored_bits(kernel, x, y, container), kernel.largest_sum(x)
     bits = bits if largest <= _half_an_accumulator(bits) else 8  # of fewer an accumulator holds less
-    least = _least_steps(bias, x, y, bits)
-    most = min(headroom(high, bits), _most(largest, bits, layer.name))
-    room = _fitting(most, (step * np.abs(gain) / least)[_matters(codes, step * gain, bias, x, y)], layer.name)
-    codes, steps, room = _told_apart(weighted, x, codes, step, gain, room, seen)
-    linear = _on_the_bias_grid(layer.name, template, codes, steps, bias, x, y, room, bits, least, seen)
+    least = _least_steps(kernel.bias, x, y, bits)
+    most = min(headroom(kernel.high, bits), _most(largest, bits, layer.name))
+    room = _fitting(most, (kernel.steps / least)[_matters(kernel, x, y)], layer.name)
+    kernel, room = _told_apart(kernel, x, room, weighted, seen)
+    linear = _on_the_bias_grid(layer.name, kernel, room, x, y, bits, least, seen)
     if isinstance(layer, (L.BatchNormalization, L.Rescaling)) and len(layer.input_shape) < 4:
         linear.shape = tuple(-1 if side is None else side for side in layer.input_shape[1:])
     return linear
@@ -212,11 +235,6 @@ def _half_an_accumulator(bits):
     return 2.0 ** (30 if bits == 8 else 26)
 
 
-def _largest_sum(codes, channels, x):
-    """The largest sum of products of a kernel's codes, before any headroom, that the input's codes can make."""
-    return int(np.abs(codes.reshape(-1, channels)).sum(0).max()) * max(-x.low, x.high)
-
-
 def _most(largest, bits, name):
     """How large a headroom sums of at most `largest` leave in an accumulator. Raises: BadInput where they have none without it."""
     if largest > _half_an_accumulator(bits):
@@ -227,10 +245,10 @@ def _most(largest, bits, name):
     return int(_half_an_accumulator(bits) // max(largest, 1))
 
 
-def _matters(codes, steps, bias, x, y):
+def _matters(kernel, x, y):
     """[C]: whether inputs could move the channel by a step, within the grid of the output. Of less, finer steps would make the biases of all coarser."""
-    swing = np.abs(codes.reshape(-1, len(steps))).sum(0) * np.abs(steps) * x.step * max(-x.low, x.high)
-    return (swing >= y.step) & (bias + swing > (y.low - 1) * y.step) & (bias - swing < (y.high + 1) * y.step)
+    swing = np.abs(kernel.flat).sum(0) * kernel.steps * x.step * max(-x.low, x.high)
+    return (swing >= y.step) & (kernel.bias + swing > (y.low - 1) * y.step) & (kernel.bias - swing < (y.high + 1) * y.step)
 
 
 def _fitting(room, times, name):
@@ -243,68 +261,73 @@ def _fitting(room, times, name):
     return min(room, int(times.min())) if times.size else room
 
 
-def _told_apart(weighted, x, codes, step, gain, room, seen):
-    """(codes, steps, headroom) as the file has them, unlike those that are `seen`: the converter would merge them.
+def _told_apart(kernel, x, room, weighted, seen):
+    """(kernel, headroom) as the file has them, unlike those that are `seen`: the converter would merge them.
 
     Of two equal kernels, wherever they are, it makes one constant. Of two equal operations on one tensor it makes one, whatever their
     biases are; equal poolings or additions before them make one tensor of two, so those on equal grids are told apart.
     """
+    trained = kernel.steps
     while True:
-        held = (codes.reshape(-1, len(gain)) * np.where(gain < 0, -room, room)).reshape(codes.shape)
-        steps = step * np.abs(gain) / room
-        key = None if weighted else x.step, held.tobytes(), short(steps).tobytes()
+        codes, steps = kernel.codes * room, trained / room
+        key = None if weighted else x.step, codes.tobytes(), short(steps).tobytes()
         if not seen[key] or not steps.any():
             break
-        room, step = (room - 1, step) if room > 1 and not weighted else (room, step * (1 + 2.0**-15))  # a unit of what `short` keeps
+        room, trained = (room - 1, trained) if room > 1 and not weighted else (room, trained * (1 + 2.0**-15))  # a unit of what `short` keeps
     seen[key] += 1
-    return held, steps, room
+    return dataclasses.replace(kernel, codes=codes, steps=steps), room
 
 
-def _weighted_parts(call, norm):
-    """(template, codes, step [C], gain [C], bias [C], highest code) of a quantized layer before its BatchNorm."""
+def _of_layer(call, norm):
+    """The Kernel of a quantized layer, with its BatchNorm's gain in codes and steps, whose signs are the codes'."""
     layer = call.layer.layer
-    ((kernel, quantizer, variables),) = call.layer.kernels
-    kernel = tf.convert_to_tensor(kernel)
-    codes = quantizer.codes(kernel, variables).numpy()
+    ((variable, quantizer, variables),) = call.layer.kernels
+    weights = tf.convert_to_tensor(variable)
+    codes = quantizer.codes(weights, variables).numpy().astype(np.int64)
     channels = codes.shape[2] * codes.shape[3] if isinstance(layer, L.DepthwiseConv2D) else codes.shape[-1]
-    step = np.broadcast_to(quantizer.step(kernel, variables).numpy().astype(np.float64), [channels])
-    own = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(channels)
-    gain, bias = (np.ones(channels), own) if norm is None else _gain_and_bias(norm, own)
-    return layer, codes, step, gain, bias, quantizer.levels()[1]
+    steps = np.broadcast_to(quantizer.step(weights, variables).numpy().astype(np.float64), [channels])
+    bias = layer.bias.numpy().astype(np.float64) if layer.use_bias else np.zeros(channels)
+    if norm is not None:
+        gain, bias = _gain_and_bias(norm, bias)
+        codes = (codes.reshape(-1, channels) * np.where(gain < 0, -1, 1)).reshape(codes.shape)
+        steps = steps * np.abs(gain)
+    return Kernel(layer, codes, steps, bias, quantizer.levels()[1])
 
 
-def _norm_parts(call, _):
-    """A BatchNorm on its own: a depthwise 1x1 convolution with the one code 1, its step the gain."""
-    gain, bias = _gain_and_bias(call.layer, 0.0)
-    return L.DepthwiseConv2D(1, name=call.layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, 1
+def _pointwise(name, gain, bias):
+    """y = gain * x + bias by channel: a depthwise 1x1 convolution with the one code 1 or -1, its step the gain."""
+    codes = np.where(gain < 0, -1, 1).reshape(1, 1, -1, 1)
+    return Kernel(L.DepthwiseConv2D(1, name=name), codes, np.abs(gain), bias, 1)
 
 
-def _rescaling_parts(call, _):
-    """A rescaling: as a BatchNorm on its own."""
+def _of_norm(call, _):
+    """The Kernel of a BatchNorm on its own."""
+    return _pointwise(call.layer.name, *_gain_and_bias(call.layer, 0.0))
+
+
+def _of_rescaling(call, _):
     layer = call.layer
-    gain, bias = (np.broadcast_to(np.float64(value), layer.input_shape[-1:]) for value in (layer.scale, layer.offset))
-    return L.DepthwiseConv2D(1, name=layer.name), np.ones([1, 1, len(gain), 1], int), np.ones(len(gain)), gain, bias, 1
+    return _pointwise(layer.name, *(np.broadcast_to(np.float64(value), layer.input_shape[-1:]) for value in (layer.scale, layer.offset)))
 
 
-def _pool_parts(call, _):
+def _of_pooling(call, _):
     """Average pooling: a depthwise convolution with the one code 1, its step 1 / window. The builtin operator would leave XNNPACK."""
-    layer = call.layer
-    size = layer.pool_size[0] * layer.pool_size[1]
+    layer, channels = call.layer, call.layer.input_shape[-1]
     template = L.DepthwiseConv2D(layer.pool_size, layer.strides, padding="valid", name=layer.name)
-    channels = layer.input_shape[-1]
-    return template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / size), np.ones(channels), np.zeros(channels), 1
+    return Kernel(template, np.ones([*layer.pool_size, channels, 1], int), np.full(channels, 1 / np.prod(layer.pool_size)), np.zeros(channels), 1)
 
 
-_PARTS = {
-    QuantizedLayer: _weighted_parts,
-    L.BatchNormalization: _norm_parts,
-    L.Rescaling: _rescaling_parts,
-    L.AveragePooling2D: _pool_parts,
+_KERNELS = {
+    QuantizedLayer: _of_layer,
+    L.BatchNormalization: _of_norm,
+    L.Rescaling: _of_rescaling,
+    L.AveragePooling2D: _of_pooling,
 }
 
 
-def _parts(layer):
-    return next(parts for cls, parts in _PARTS.items() if isinstance(layer, cls))
+def _kernel(call, norm):
+    """The Kernel of a call and the BatchNorm behind it, or None for that."""
+    return next(of for cls, of in _KERNELS.items() if isinstance(call.layer, cls))(call, norm)
 
 
 def _unwrapped(call):
@@ -323,23 +346,24 @@ def _carried(units, unit):
     return np.rint((units * unit).astype(np.float32) / unit).astype(np.int64)
 
 
-def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, least, seen):
+def _on_the_bias_grid(name, kernel, room, x, y, bits, least, seen):
     """The Linear with its steps shortened and its bias on the accumulator's grid; channels whose steps are too small, which matter not, become constants.
 
     Kernels of nothing but 0, as a gamma of 0 makes them, have one value in the converter's eyes, and so one constant: each has a code of 1 whose
     step is its own, and with which no input moves the output by more than a sixtieth of a step.
     """
+    kernel = dataclasses.replace(kernel, codes=kernel.codes.copy())
+    codes, flat, steps = kernel.codes, kernel.flat, kernel.steps.copy()
     dead = np.flatnonzero(steps < least)
-    codes, steps = codes.copy(), steps.copy()
-    codes.reshape(-1, len(steps))[:, dead] = 0
+    flat[:, dead] = 0
     loud = steps * x.step >= LOUD * y.step
-    idle = np.union1d(dead, np.flatnonzero(loud & ~codes.reshape(-1, len(steps)).any(0)))
+    idle = np.union1d(dead, np.flatnonzero(loud & ~flat.any(0)))
     steps[idle] = np.maximum(y.step / 256 / x.step, least[idle])
     if not codes.any():
         codes.flat[0], steps[0] = 1, np.maximum(y.step * 2.0**-14 / x.step, least[0]) * (1 + 2.0**-15) ** seen["zeros"]
         seen["zeros"] += 1
     trained = short(steps)
-    units = np.rint(bias / (x.step * trained))
+    units = np.rint(kernel.bias / (x.step * trained))
     steps = short(np.minimum(trained, LOUD * y.step / x.step))
     unit = x.step * steps
     units = _carried(units, unit)
@@ -347,4 +371,4 @@ def _on_the_bias_grid(name, template, codes, steps, bias, x, y, room, bits, leas
     if len(units) > 1 and units[0] and ((units == units[0]).all() or (values == values[0]).all()):
         # the converter takes channel 0's step for every channel of a bias with one value
         units[0] = max(units[0] + 1, _carried(np.nextafter(values[:1], np.float32(np.inf)) / unit[:1], unit[:1])[0])
-    return Linear(name, template, codes, steps, units, trained / steps, room, x, y, [int(c) for c in dead], bits)
+    return Linear(name, kernel.template, codes, steps, units, trained / steps, room, x, y, [int(c) for c in dead], bits)
