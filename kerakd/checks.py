@@ -55,13 +55,23 @@ def _said_of_nothing(teacher, student):
 
 
 def check_apart(teacher, student):
-    """Raises BadInput where a variable that the student learns is the teacher's as well: it would not stay what it is."""
-    learned = {variable.ref() for variable in student.trainable_variables}
-    shared = [variable.name for variable in teacher.variables if variable.ref() in learned]
+    """Raises BadInput where a variable that moves as the student learns is the teacher's as well: it would not stay what it is."""
+    norms = [layer for layer in student._flatten_layers() if isinstance(layer, L.BatchNormalization) and layer.trainable]
+    moving = {variable.ref() for variable in student.trainable_variables} | {variable.ref() for norm in norms for variable in norm.variables}
+    shared = [variable.name for variable in teacher.variables if variable.ref() in moving]
     if shared:
         raise BadInput(
             f"teacher: expected a network of its own, received one that shares {shared[0]!r} with the student; give a copy: clone_model, then set_weights"
         )
+
+
+def check_kept_losses(model, argument):
+    """Raises BadInput for losses that `add_loss` gave a model or a layer: a model made of its layers would not have them. Regularizers are kept."""
+    for layer in model._flatten_layers():
+        given = [one for one in layer._callable_losses if getattr(getattr(one.args[0], "func", None), "__name__", "") != "_loss_for_variable"]
+        if given or type(layer).__name__ in ("AddLoss", "AddMetric"):
+            received = "add_metric" if type(layer).__name__ == "AddMetric" else "add_loss"
+            raise BadInput(f"{argument}: expected no {received}, received one in {layer.name!r}; leave it out and add it in the training step")
 
 
 def check_classifier(model, argument):
@@ -100,7 +110,9 @@ def check_learners(student, teacher):
 
 
 def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
-    """Raises BadInput for arguments of `fit` that would fail after the first epoch: validation without labels, a callback that saves a Distiller whole."""
+    """Raises BadInput for arguments of `fit` that would fail after the first epoch: validation without labels, a callback that saves a Distiller
+    whole, or its weights where `check_path` has them not.
+    """
     if isinstance(validation_data, tf.data.Dataset):
         alone = not isinstance(validation_data.element_spec, tuple) or len(validation_data.element_spec) < 2
     else:
@@ -110,11 +122,24 @@ def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
         argument = "validation_data" if alone else "validation_split"
         raise BadInput(f"{argument}: expected images with labels, received images alone; leave it out, or give their labels")
     for callback in tf.nest.flatten(getattr(callbacks, "callbacks", callbacks)):
-        if type(callback) is keras.callbacks.ModelCheckpoint and not callback.save_weights_only:
+        if type(callback) is not keras.callbacks.ModelCheckpoint:  # one of the caller's own may save something else
+            continue
+        if callback.save_weights_only:
+            check_path(callback.filepath)
+        else:
             raise BadInput(
                 "callbacks: expected a ModelCheckpoint of weights, received one of the whole model, and a Distiller is a way to train; "
                 'give ModelCheckpoint("NAME.weights.h5", save_weights_only=True), or a LambdaCallback that calls distiller.student.save'
             )
+
+
+def check_path(filepath, overwrite=True, save_format=None, **_):
+    """Raises BadInput for what a Distiller's weights can't be saved to, given as `save_weights` is."""
+    older = str(filepath).endswith((".h5", ".hdf5", ".keras")) or save_format in ("h5", "hdf5", "keras")
+    if older and not str(filepath).endswith(".weights.h5"):
+        raise BadInput(f"filepath: expected NAME.weights.h5, or a path without .h5, received {filepath}; Keras's older format knows no optimizers")
+    if str(filepath).endswith(".weights.h5") and tf.distribute.get_strategy().num_replicas_in_sync > 1:
+        raise BadInput(f"filepath: expected a path without .h5 under a strategy of several replicas, received {filepath}; Keras can't write it there")
 
 
 def check_metrics(metrics, argument="metrics", one_logit=False):

@@ -11,7 +11,18 @@ import tf_keras as keras
 from kerakd import grids, losses, oscillation
 from kerakd.calibration import uncalibrated
 from kerakd.carry import Carry
-from kerakd.checks import check_apart, check_fit, check_labels, check_learners, check_logits, check_loss, check_metrics, check_teacher, warn_of_temperature
+from kerakd.checks import (
+    check_apart,
+    check_fit,
+    check_labels,
+    check_learners,
+    check_logits,
+    check_loss,
+    check_metrics,
+    check_path,
+    check_teacher,
+    warn_of_temperature,
+)
 from kerakd.errors import BadInput, first_line
 from kerakd.explain import LOSS, explained
 from kerakd.graph import check_functional
@@ -165,13 +176,18 @@ class Distiller(keras.Model):
         """Nothing, as no configuration makes its networks again; Keras asks for it where it saves weights."""
         return {}
 
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Raises BadInput: see `get_config`."""
+        raise BadInput("from_config: expected a network, received a Distiller; make one of its networks, compile it likewise, then load_weights")
+
     def save(self, *args, **kwargs):
         """Raises BadInput: a Distiller is a way to train, of which `save_weights` keeps all that it has learned."""
         raise BadInput("save: expected a network, received a Distiller; take distiller.student.save, or save_weights to go on with the training")
 
     def save_weights(self, filepath, *args, **kwargs):
         """As `keras.Model.save_weights`: networks, hints' projectors, optimizers, what is watched and frozen. Raises: BadInput for Keras's older format."""
-        _check_path(filepath, *args, **kwargs)
+        check_path(filepath, *args, **kwargs)
         super().save_weights(filepath, *args, **kwargs)
 
     def load_weights(self, filepath, *args, **kwargs):
@@ -179,7 +195,7 @@ class Distiller(keras.Model):
 
         Raises: BadInput as `save_weights`, and for an .h5 file of another Distiller.
         """
-        _check_path(filepath)
+        check_path(filepath)
         if self.compiled:  # for what is read to have a place
             with self.distribute_strategy.scope():
                 self._build_optimizers()
@@ -233,7 +249,6 @@ class Distiller(keras.Model):
         oscillation.check_treatment(self.student, dampening, freezing, watch)
         hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         optimizers = {name: self._loss_scales.around(one) for name, one in optimizers.items()}
-        spare(optimizers.values(), [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)])
         super().compile(optimizer=optimizers.pop("optimizer"), loss=hard, metrics=metrics, **kwargs)
         self._expects_numbers = loss is None
         self._knows_range = type(hard) is keras.losses.SparseCategoricalCrossentropy and hard.get_config().get("ignore_class") is None
@@ -295,11 +310,15 @@ class Distiller(keras.Model):
         y = self._by_name(y, "labels")
         self._check(y, training=True)
         check_learners(self.learning_variables, self.teachers[0] if self.mode.teacher_learns else None)
+        for teacher in self.teachers:  # what was frozen when it was made may learn now
+            check_apart(teacher, self.student)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
         check_fit(x, y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
         self._eval_data_handler = None  # the images that a fit which was stopped validated on: Keras would take them again
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
+            if self.watch is not None:
+                self.watch.renew()
         with explained(self.student.output_shape[-1]):
             return super().fit(x, y, *args, **kwargs)
 
@@ -339,6 +358,8 @@ class Distiller(keras.Model):
             self.compiled_loss.build(logits)
 
     def _build_optimizers(self):
+        intervals = [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)]
+        spare(self.optimizers.values(), intervals)  # here, as an optimizer may be given its decay after `compile`
         learners = self._groups(self.learning_variables)
         if self.teacher_optimizer and self.teachers:
             learners.append((self.teacher_optimizer, self.teachers[0].trainable_variables))
@@ -370,6 +391,11 @@ class Distiller(keras.Model):
         }
         metrics = [tracker for name, tracker in self._trackers.items() if there.get(name, True)]
         return metrics + (self.compiled_metrics.metrics if self.compiled and self.compiled_metrics else [])
+
+    @property
+    def metrics_names(self):
+        """Of what `evaluate` and `test_on_batch` answer, in that order; `train_on_batch` answers the others behind them, by their names."""
+        return [name for name in super().metrics_names if name not in TERMS[2:]]
 
     def train_step(self, data):
         with self._ops():
@@ -517,14 +543,6 @@ def _check_weights(**weights):
     for name, weight in weights.items():
         if weight is not None and not 0 <= weight < math.inf:
             raise BadInput(f"{name}: expected a number of 0 or more, received {weight}")
-
-
-def _check_path(filepath, overwrite=True, save_format=None, **_):
-    older = str(filepath).endswith((".h5", ".hdf5", ".keras")) or save_format in ("h5", "hdf5", "keras")
-    if older and not str(filepath).endswith(".weights.h5"):
-        raise BadInput(f"filepath: expected NAME.weights.h5, or a path without .h5, received {filepath}; Keras's older format knows no optimizers")
-    if str(filepath).endswith(".weights.h5") and _replicas() > 1:
-        raise BadInput(f"filepath: expected a path without .h5 under a strategy of several replicas, received {filepath}; Keras can't write it there")
 
 
 def _replicas():

@@ -29,7 +29,13 @@ def explained(classes):
             raise Diverged(_DIVERGED.format("student: expected finite weights and intervals", f"NaN in {_layer(error.message)}")) from error
         found = re.search(rf"{LOSS} : Tensor had (.*) values", error.message)
         if found:
-            raise Diverged(_DIVERGED.format("loss: expected a finite one", f"{found[1]} (no trained weight was changed by this step)")) from error
+            averages = "the averages of BatchNorms may have it all the same: go back to a checkpoint, or call kerakd.batchnorm.reestimate"
+            told = _DIVERGED.format("loss: expected a finite one", f"{found[1]} (no trained weight was changed by this step)")
+            raise Diverged(f"{told}; {averages}") from error
+        if "logits and labels must have the same first dimension" in error.message:  # of a generator shapes are known only as they come
+            raise BadInput(
+                "labels: expected class numbers [n], received rows of several numbers; give compile(loss=CategoricalCrossentropy(from_logits=True))"
+            ) from error
         if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
             raise
         raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received others in the dataset") from error

@@ -3,6 +3,7 @@
 import tf_keras as keras
 
 from kerakd import losses
+from kerakd.checks import check_kept_losses
 from kerakd.errors import BadInput
 from kerakd.graph import check_functional, flat
 
@@ -27,6 +28,7 @@ class Hints:
         if loss not in losses.FEATURES:
             raise BadInput(f"hint_loss: expected one of {', '.join(losses.FEATURES)}, received {loss!r}")
         check_functional(teacher, "teacher")
+        check_kept_losses(student, "student")
         self.loss, self.weight = losses.FEATURES[loss], weight
         if any(theirs not in {layer.name for layer in teacher.layers} for _, theirs in pairs):
             teacher = flat(teacher)

@@ -54,10 +54,15 @@ class Watch(keras.layers.Layer):
 
     @staticmethod
     def _state(kernel, quantizer, variables):
-        zeros = tf.zeros(kernel.shape)
-        codes = tf.cast(quantizer.codes(tf.convert_to_tensor(kernel), variables), tf.float32)
-        state = {"codes": codes, "direction": zeros, "frequency": zeros, "mean": codes, "frozen": tf.zeros(kernel.shape, tf.bool)}
-        return {name: tf.Variable(value, trainable=False, name=f"watch_{name}") for name, value in state.items()}
+        return {name: tf.Variable(value, trainable=False, name=f"watch_{name}") for name, value in _beginning(_codes(kernel, quantizer, variables)).items()}
+
+    def renew(self):
+        """Begins anew with kernels whose codes something else than a step has changed, as set_weights or a calibration; to be called before a training."""
+        for kernel, state in zip(self.watched, self.states, strict=True):
+            codes = _codes(*kernel)
+            if bool(tf.reduce_any(codes != state["codes"])):
+                for name, value in _beginning(codes).items():
+                    state[name].assign(value)
 
     def update(self, threshold=None):
         """To be called after each step. threshold: frequency above which a weight is frozen; None freezes none."""
@@ -70,7 +75,7 @@ class Watch(keras.layers.Layer):
     def _update(self, threshold):
         for (kernel, quantizer, variables), state in zip(self.watched, self.states, strict=True):
             value = tf.convert_to_tensor(kernel)
-            codes = tf.cast(quantizer.codes(value, variables), tf.float32)
+            codes = _codes(value, quantizer, variables)
             direction = tf.sign(codes - state["codes"])
             turned = tf.cast((direction != 0) & (direction == -state["direction"]), tf.float32)
             state["frequency"].assign_add(MOMENTUM * (turned - state["frequency"]))
@@ -87,6 +92,16 @@ class Watch(keras.layers.Layer):
         """The share of the watched weights that oscillate or are frozen for it, a scalar in 0..1."""
         found = [tf.reduce_sum(tf.cast((state["frequency"] > OSCILLATING) | state["frozen"], tf.float32)) for state in self.states]
         return tf.add_n(found) / sum(kernel.shape.num_elements() for kernel, _, _ in self.watched)
+
+
+def _codes(kernel, quantizer, variables):
+    return tf.cast(quantizer.codes(tf.convert_to_tensor(kernel), variables), tf.float32)
+
+
+def _beginning(codes):
+    """{name: value} of the states of a kernel that has not been trained yet."""
+    zeros = tf.zeros_like(codes)
+    return {"codes": codes, "direction": zeros, "frequency": zeros, "mean": codes, "frozen": tf.zeros_like(codes, tf.bool)}
 
 
 def _spread(step, shape):

@@ -11,7 +11,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from kerakd import graph
 from kerakd.calibration import fit_weight_intervals
-from kerakd.checks import broken, check_logits
+from kerakd.checks import broken, check_kept_losses, check_logits
 from kerakd.errors import BadInput
 from kerakd.models.bit import StandardizedConv2D
 from kerakd.plan import free_name, plan
@@ -93,6 +93,7 @@ def _check_float(model, scheme):
     if not isinstance(scheme, Scheme):
         raise BadInput(f"scheme: expected a kerakd.Scheme, received {scheme!r}")
     check_logits(model, "model")
+    check_kept_losses(model, "model")
     for source in model.inputs:
         if source.dtype != tf.float32:
             raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")
@@ -193,7 +194,7 @@ def quantize(model, scheme):
         scheme: a Scheme.
     Returns: a functional tf_keras model.
     Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer; probabilities instead of logits;
-        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, layers of tfmot. Layers that stay
+        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, add_loss, layers of tfmot. Layers that stay
         float are named on stderr.
     """
     _check_float(model, scheme)

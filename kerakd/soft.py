@@ -69,10 +69,13 @@ def correct(logits, y):
     """[n], 1 where the highest of logits [n, C] is the label's, else 0; None for one logit, or labels that are no class numbers and no row of C."""
     if logits.shape[-1] == 1 or y.shape.rank not in (1, 2) or (is_one_hot(y) and y.shape[-1] != logits.shape[-1]):
         return None
-    labels = tf.argmax(y, axis=-1) if is_one_hot(y) else tf.reshape(y, [-1])
+    if y.shape.rank == 2 and y.shape[-1] is None:  # of a generator: one or the other, as it comes
+        labels = tf.where(tf.shape(y)[-1] == 1, tf.cast(y[:, 0], tf.int64), tf.argmax(y, axis=-1))
+    else:
+        labels = tf.argmax(y, axis=-1) if is_one_hot(y) else tf.reshape(y, [-1])
     return tf.cast(tf.argmax(logits, axis=-1) == tf.cast(labels, tf.int64), tf.float32)
 
 
 def is_one_hot(y):
-    """Whether labels are a row for each image, and no class numbers."""
-    return y.shape.rank == 2 and y.shape[-1] != 1
+    """Whether labels are known to be a row for each image, and no class numbers."""
+    return y.shape.rank == 2 and y.shape[-1] not in (1, None)

@@ -151,6 +151,28 @@ def test_the_share_is_in_the_history_and_evaluate_does_not_know_it():
     assert "oscillating" not in distiller.evaluate(IMAGES, LABELS, verbose=0, return_dict=True)
 
 
+@pytest.mark.parametrize("way", ["weights", "calibration"])
+def test_kernels_that_changed_between_compile_and_fit_are_watched_from_there(way):
+    made, other = student(kerakd.Interval(2)), trained(student(kerakd.Interval(2)), 0.1, 8, 2).student
+    distiller = kerakd.Distiller(student=made, mode="alone")
+    distiller.compile(keras.optimizers.SGD(0.0), freezing=0.5)
+    before = codes(made)
+    for state in distiller.watch.states:
+        state["frozen"].assign(tf.ones_like(state["frozen"]))
+    if way == "weights":
+        made.set_weights(other.get_weights())
+    else:
+        for _, _, variables in distiller.watch.watched:
+            variables["interval"].assign(variables["interval"] * 0.2)
+    changed = codes(made)
+    assert all((old != new).any() for old, new in zip(before, changed, strict=True))
+    distiller.fit(IMAGES, LABELS, verbose=0)
+    assert all((old == new).all() for old, new in zip(changed, codes(made), strict=True))
+    for now, state in zip(changed, distiller.watch.states, strict=True):
+        np.testing.assert_array_equal(state["mean"], now)
+        assert not state["frozen"].numpy().any()
+
+
 def test_freezing_lowers_the_share_of_weights_that_still_move():
     def changes(freezing):
         made = student(kerakd.Interval(2))

@@ -547,6 +547,12 @@ def with_nan():
     return model
 
 
+def with_loss(loss):
+    model = net(conv)
+    model.add_loss(loss(model))
+    return model
+
+
 def ends_in(function):
     return lambda: net(lambda x: function(L.Dense(5)(L.Flatten()(conv(x)))), head=False)
 
@@ -557,6 +563,8 @@ def ends_in(function):
         (wrapped, "received Wrapped, which has a call.. of its own; put what that adds into layers"),
         (with_nan, "expected finite weights, received NaN or infinity in 'logits/kernel:0'"),
         (lambda: net(lambda x: conv(x, activity_regularizer="l2", name="c")), "expected no activity_regularizer, received one of 'c'"),
+        (lambda: with_loss(lambda model: tf.reduce_mean(model.output**2)), "expected no add_loss, received one in 'add_loss"),
+        (lambda: with_loss(lambda model: lambda: tf.reduce_sum(model.weights[0] ** 2)), "expected no add_loss, received one in 'model"),
         (lambda: tfmot.quantize_annotate_model(net(conv)), "expected layers of Keras, received '.*', tfmot's QuantizeAnnotate; take the model before"),
         (lambda: net(lambda x: conv(L.Rescaling(np.ones((8, 1, 1)), name="by_row")(x))), "for all or for each channel, received those of 'by_row' by place"),
         (lambda: net(lambda x: conv(L.AveragePooling2D(data_format="channels_first", name="p")(x))), "received data_format='channels_first' in 'p'"),
