@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -308,3 +309,19 @@ def test_damaged_logits_of_fixed_views_are_named(tmp_path, contents):
     (tmp_path / "fixed_logits.npz").write_bytes(contents)
     with pytest.raises(BadInput, match="fixed_logits.npz as it was written, received something damaged .*; delete it, then --resume"):
         Lessons._remembered(tmp_path / "fixed_logits.npz", {})
+
+
+def test_a_fingerprint_knows_the_shape_of_weights():
+    shaped = [types.SimpleNamespace(get_weights=lambda shape=shape: [np.zeros(shape)]) for shape in ((2, 3), (3, 2))]
+    assert fingerprint(shaped[0]) != fingerprint(shaped[1])
+
+
+def test_what_teachers_say_in_another_precision_is_something_else(tmp_path):
+    told = {"dataset": "digits", "synthetic": True, "batch_size": 32, "view": "same/ic", "student": "s.keras", "teacher": ("t.keras",)}
+    images = data.load("digits", synthetic=True)[0]
+    teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    made = []
+    for precision in ({}, {"mixed_precision": "bfloat16"}):
+        config = Config(**told, phase=("trained_teacher:1",), **precision)
+        made.append(Lessons(config, RunDirectory(tmp_path), images, (8, 8, 1))._made_from([teacher], 0))
+    assert made[0] != made[1]

@@ -140,3 +140,16 @@ def test_nothing_is_left_behind():
         }
         assert getattr(layer, "carried", ()) == () and getattr(layer, "carries", None) is None
         assert all(vars(layer)[name] is attributes[name] for name in ("gamma", "beta", "_weight_vars") if name in attributes)
+
+
+def test_a_batchnorm_without_an_offset_carries_nothing():
+    x = keras.Input((8, 8, 2))
+    y = L.ReLU()(L.BatchNormalization(center=False)(L.Conv2D(3, 3)(x)))
+    net = keras.Model(x, L.Dense(2)(L.Flatten()(L.Conv2D(3, 3, activation="relu")(y))))
+    student = scheme.quantize(net, scheme.Scheme(Interval(4), Interval(4)))
+    images = np.float32(np.random.default_rng(0).normal(size=(4, 8, 8, 2)))
+    calibrate(student, images)
+    carry = Carry(student)
+    assert carry.readers and not carry.norms
+    with carry():
+        student(images)

@@ -190,3 +190,21 @@ def test_what_cannot_be_integers_is_refused():
         for use in (kerakd.codes, ideal_bytes):
             with pytest.raises(BadInput, match=words):
                 use(model)
+
+
+def test_where_the_codes_of_an_output_end_is_said_behind_a_relu_on_a_shared_grid():
+    x = keras.Input((6, 6, 2))
+    y = L.Conv2D(4, 1, activation="relu", name="first")(x)
+    y = L.Concatenate()([L.ReLU(6.0)(L.Conv2D(3, 1, name="bounded")(y)), L.Conv2D(2, 1, name="linear")(y)])
+    student = kerakd.quantize(keras.Model(x, L.Dense(2)(L.Flatten()(y))), Scheme(Interval(4), Interval(4)))
+    kerakd.calibrate(student, np.float32(20 * np.random.default_rng(0).normal(size=(8, 6, 6, 2))))
+    arrays = kerakd.codes(student)
+    assert (arrays["bounded/output_low"], arrays["linear/output_low"]) == (0, -128)
+    assert arrays["bounded/output_high"] == np.rint(6 / arrays["bounded/output_step"]) < 127 == arrays["linear/output_high"]
+
+
+def test_ideal_bytes_are_whole_ones():
+    x = keras.Input((5,))
+    student = kerakd.quantize(keras.Model(x, L.Dense(1)(L.Dense(3)(L.Dense(5)(x)))), Scheme(Interval(3), Interval(8)))
+    kerakd.calibrate(student, np.float32(np.random.default_rng(0).normal(size=(8, 5))))
+    assert ideal_bytes(student) == 25 + 6 + 3  # 15 weights of 3 bits: 45 bits in 6 bytes

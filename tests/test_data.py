@@ -396,3 +396,19 @@ def test_parts_of_workers_and_replicas_make_the_batches_of_one_device(digits, wo
 def test_a_batch_that_can_not_be_dealt_out_is_refused(digits):
     with pytest.raises(BadInput, match="batch_size: expected a multiple of 6, the replicas that share a batch, received 8"):
         data.training(digits[0], view="shift", size=(8, 8), batch_size=8, seed=0, epochs=1, part=(0, 2, 3))
+
+
+def test_the_first_images_are_drawn_from_all():
+    split = data.Split("x", tf.data.Dataset.range(2000).map(lambda i: {"index": i}), 2000, 10, (8, 8, 1))
+    assert max(data.indices(split, 0, 0, 0, 100)) > 1500
+
+
+def test_synthetic_classes_look_alike_in_training_and_test():
+    means = []
+    for split in data.load("cifar10", synthetic=True):
+        means.append(np.mean([np.float32(e["image"]) for e in split.examples.as_numpy_iterator() if e["label"] == 3], axis=0))
+    assert np.corrcoef(means[0].ravel(), means[1].ravel())[0, 1] > 0.9
+
+
+def test_splits_are_those_of_the_papers():
+    assert splits.SPLITS["food101"] == ("train[:90%]", "validation") and splits.SPLITS["imagenet2012"] == ("train", "validation")

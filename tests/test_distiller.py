@@ -12,6 +12,7 @@ from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 from kerakd import calibration, checks, losses, quantizers, scheme, soft
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput, Diverged
+from kerakd.groups import LossScales
 from kerakd.modes import MODES
 from kerakd.quantizers import Interval
 from kerakd.recast import recast
@@ -1390,3 +1391,49 @@ def test_hints_wait_through_a_phase_alone(kind):
     model.enter("trained_teacher")
     model.fit(given, verbose=0)
     assert (projector.numpy() != before).any()
+
+
+def small(seed):
+    """A quantized student with learned intervals of both kinds."""
+    keras.utils.set_random_seed(seed)
+    x = keras.Input((6,), name=f"in{seed}")
+    y = L.Dense(4, activation="relu")(L.Dense(5, activation="relu")(x))
+    made = scheme.quantize(keras.Model(x, L.Dense(3)(y)), scheme.Scheme(Interval(4), Interval(4)))
+    calibration.calibrate(made, X)
+    return made
+
+
+def test_the_weight_decay_of_a_teachers_optimizer_reaches_no_interval_of_the_teachers():
+    teacher, optimizer = small(1), keras.optimizers.AdamW(0.0, weight_decay=0.5)
+    model = Distiller(student=small(0), teacher=teacher, mode="joint")
+    model.compile("adam", teacher_optimizer=optimizer)
+    optimizer.learning_rate, optimizer.weight_decay = 1e-9, 1e8  # of which the decay alone is to be seen
+    before = {variable.name: variable.numpy() for variable in teacher.trainable_variables if "interval" in variable.name}
+    train(model)
+    for variable in teacher.trainable_variables:
+        if variable.name in before:
+            np.testing.assert_allclose(variable, before[variable.name], atol=1e-6)
+
+
+def test_one_optimizer_for_intervals_of_both_kinds_takes_one_step():
+    optimizer, model = keras.optimizers.Adam(0.01), Distiller(student=small(0), mode="alone")
+    model.compile("sgd", weight_interval_optimizer=optimizer, activation_interval_optimizer=optimizer)
+    train(model, batch_size=8, epochs=2)
+    assert int(optimizer.iterations) == 4
+
+
+@pytest.mark.parametrize("name", ["teacher_optimizer", "weight_interval_optimizer"])
+def test_an_optimizer_that_averages_the_variables_of_others_is_refused_wherever_it_is_given(name):
+    with pytest.raises(BadInput, match="optimizer: expected one without use_ema"):
+        Distiller(student=small(0), teacher=small(1), mode="joint").compile("sgd", **{"teacher_optimizer": "sgd", name: keras.optimizers.Adam(use_ema=True)})
+
+
+def test_a_teacher_may_not_have_the_optimizer_of_the_students_intervals():
+    optimizer = keras.optimizers.Adam()
+    with pytest.raises(BadInput, match="teacher_optimizer: expected one of its own"):
+        Distiller(student=small(0), teacher=small(1), mode="joint").compile("sgd", weight_interval_optimizer=optimizer, teacher_optimizer=optimizer)
+
+
+def test_an_optimizer_has_one_loss_scale_however_often_it_is_given():
+    scales, optimizer = LossScales([keras.Sequential([keras.Input((3,)), L.Dense(2, dtype="mixed_float16")])]), keras.optimizers.SGD()
+    assert scales.around(optimizer) is scales.around(optimizer)

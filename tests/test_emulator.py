@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 import tf_keras as keras
 from networks import randomize
+from tensorflow.lite.python import schema_py_generated as schema
 
 import kerakd
 from kerakd import BadInput, Interval, Scheme, Ternary, emulate
@@ -376,3 +377,36 @@ def test_a_file_whose_operators_do_not_fit_their_tensors_is_refused():
     operator.builtinOptions.dilationHFactor = 50  # higher than the image
     with pytest.raises(BadInput, match="expected operators that fit their tensors, received one that is damaged, or unknown here .*; copy it again"):
         emulate(flatfile.write(model), images)
+
+
+def operation(name, scales, out, **options):
+    """An operation on tensors of these scales."""
+    tensors = [emulator.Tensor("t", "INT8", (1, 4), np.float32([scale]), 0) for scale in (*scales, out)]
+    return emulator.Operation(name, types.SimpleNamespace(**options), tensors[:-1], tensors[-1], None)
+
+
+@pytest.mark.parametrize(
+    ("name", "within", "beyond"),
+    [
+        ("ADD", [([200.0, 1.0], 1.0)], [([256.0, 1.0], 1.0)]),
+        ("MUL", [([2.0**-8, 2.0**-8], 1.0)], [([2.0**-8, 2.0**-9], 1.0)]),
+        ("QUANTIZE", [([2.0**-8], 1.0)], [([2.0**-9], 1.0), ([129.0], 1.0)]),
+    ],
+)
+def test_xnnpack_takes_scales_of_a_range(name, within, beyond):
+    assert all(emulator._taken(operation(name, *scales)) for scales in within)
+    assert not any(emulator._taken(operation(name, *scales)) for scales in beyond)
+
+
+def test_a_slice_that_makes_an_axis_is_not_modelled():
+    masks = {"ellipsisMask": 0, "newAxisMask": 1, "shrinkAxisMask": 0, "offset": False, "beginMask": 0, "endMask": 0}
+    sliced = operation("STRIDED_SLICE", [1.0] * 4, 1.0, **masks)
+    for tensor, value in zip(sliced.inputs, (np.zeros((1, 4), np.int8), np.int32([0, 0]), np.int32([1, 4]), np.int32([1, 1])), strict=True):
+        tensor.value = value
+    with pytest.raises(NotModelled):
+        emulator._strided_slice(sliced)
+
+
+def test_an_addition_may_be_bounded_on_both_sides():
+    bounded = operation("ADD", [1.0, 1.0], 0.1, fusedActivationFunction=schema.ActivationFunctionType.RELU_N1_TO_1)
+    assert bounded.clamped == (-10, 10)

@@ -193,3 +193,44 @@ def test_a_folder_whose_classes_have_other_names_is_refused(tmp_path):
     data.check_classes(None, data.load(f"folder:{tmp_path / 'c'}")[1])  # a file alone says nothing of its classes
     with pytest.raises(BadInput, match="expected the class folders on which the run was trained, received others in folder:.*c test .Cat, cat."):
         data.check_classes(trained, data.load(f"folder:{tmp_path / 'c'}")[1])
+
+
+def empty_images(root):
+    for name in "ab":
+        (root / name).mkdir(parents=True)
+        for k in range(40):
+            (root / name / f"{k}.png").write_bytes(b"")
+
+
+def test_an_image_that_was_written_again_is_another_version(tmp_path):
+    path = tmp_path / "x.png"
+    path.write_bytes(b"0")
+    os.utime(path, ns=(1, 1))
+    before = folder.version([path])
+    os.utime(path, ns=(2, 2))
+    assert folder.version([path]) != before
+
+
+def test_an_image_too_large_to_be_opened_is_named(tmp_path, monkeypatch):
+    Image.new("RGB", (100, 100)).save(tmp_path / "x.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert len(folder.unreadable(folder.rows([tmp_path / "x.png"], [0]))) == 1
+
+
+def test_a_folder_may_be_below_one_with_a_dot(tmp_path):
+    empty_images(tmp_path / ".cache" / "images")
+    assert folder.find(tmp_path / ".cache" / "images")[0] == ["a", "b"]
+
+
+def test_equal_folders_are_split_alike_wherever_they_are(tmp_path):
+    found = []
+    for root in (tmp_path / "one", tmp_path / "two"):
+        empty_images(root)
+        found.append([str(path.relative_to(root)) for path in folder.find(root)[1]["test"][0]])
+    assert found[0] == found[1] and 0 < len(found[0]) < 40
+
+
+def test_a_folder_called_validation_holds_the_test_images(tmp_path):
+    for part in ("train", "validation"):
+        empty_images(tmp_path / part)
+    assert len(folder.find(tmp_path)[1]["test"][0]) == 80

@@ -261,3 +261,15 @@ def test_each_network_has_a_panel_of_bars(residual, count, panels):
     np.testing.assert_allclose([bar.get_height() for bar in weights][:2], [one.weights / 1e6] * 2)
     np.testing.assert_allclose([bar.get_height() for bar in activations][:2], [one.sum / 1e6, 8 * one.sum / 1e6])
     assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == ["W32A32", "W8A8", "W4A8", "W2A8", "W4A4", "W2A2"]
+
+
+def test_biases_and_scales_of_a_depthwise_layer_are_those_of_its_outputs():
+    x = keras.Input((4, 4, 3))
+    net = keras.Model(x, L.Dense(2)(L.GlobalAveragePooling2D()(L.DepthwiseConv2D(3, depth_multiplier=2)(x))))
+    assert footprint(net, 32, 32).weights == 4 * (9 * 6 + 6 + 6 * 2 + 2)
+    assert footprint(net, 8, 8).weights == 9 * 6 + 8 * 6 + 12 + 8 * 2  # a bias of 4 bytes and a scale of 4 for each output
+
+
+def test_of_a_size_that_is_open_on_one_side_the_other_stays():
+    net = keras.Sequential([keras.Input((None, 16, 3)), L.Conv2D(2, 3), L.GlobalAveragePooling2D(), L.Dense(2)])
+    assert program._sized(net, 8).input_shape == (None, 8, 16, 3)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import types
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import tf_keras as keras
 from kerakd.checks import check_finite, first_not_finite
 from kerakd.errors import BadInput, Diverged
 from kerakd.graph import random_states
-from kerakd.keep import Every, Keeping, Stopped, StopRequest
+from kerakd.keep import Every, Keep, Keeping, Stopped, StopRequest
 
 L = keras.layers
 
@@ -118,3 +119,49 @@ def test_what_is_not_finite_is_not_kept():
     net.get_layer("three").set_weights([np.full((3, 2), np.nan), np.zeros(2)])
     with pytest.raises(Diverged, match="in 'three/kernel:0'"):
         check_finite(net)
+
+
+def keeper(every, steps):
+    """(a Keep of epochs of so many steps, the places that it keeps, its request)."""
+    kept, request = [], StopRequest()
+    directory = types.SimpleNamespace(checkpoint=lambda stage, place, *_: kept.append(place))
+    keep = Keep(directory, "s", {}, steps=steps, last=1, place=(0, 0), metrics={}, keeping=Keeping(every=Every(every), request=request))
+    keep.model = types.SimpleNamespace(metrics=[])
+    return keep, kept, request
+
+
+def begin(keep):
+    keep.on_train_begin()
+    keep.on_epoch_begin(0)
+
+
+def test_checkpoints_are_an_interval_apart_and_none_is_at_an_epochs_last_step():
+    keep, kept, _ = keeper("2", 6)
+    begin(keep)
+    for batch in range(6):
+        keep.on_train_batch_end(batch, {"loss": 1.0})
+    assert kept == [(0, 2), (0, 4)]  # the sixth is the epoch's own, after its validation
+
+
+def test_an_epoch_that_is_done_is_validated_before_a_request_to_stop_is_heeded():
+    keep, kept, request = keeper("100", 3)
+    begin(keep)
+    request.number = signal.SIGTERM
+    keep.on_train_batch_end(2, {"loss": 1.0})
+    assert kept == []
+
+
+def test_the_interval_begins_with_the_stage():
+    keep, kept, _ = keeper("100", 3)
+    keep.keeping.every.done = 99
+    begin(keep)
+    keep.on_train_batch_end(0, {"loss": 1.0})
+    assert kept == []
+
+
+def test_between_stages_nothing_trains():
+    keep, _, request = keeper("100", 3)
+    keep.on_train_begin()
+    assert request.training
+    keep.on_train_end()
+    assert not request.training

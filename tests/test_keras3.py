@@ -17,7 +17,7 @@ from tensorflow.python.util._pywrap_util_port import IsMklEnabled
 import kerakd
 from kerakd import graph
 from kerakd.errors import BadInput
-from kerakd.keras3 import from_keras3
+from kerakd.keras3 import check, from_keras3
 from kerakd.keras3 import layers as keras3_layers
 
 L, ops, act = k3.layers, k3.ops, k3.activations
@@ -243,6 +243,7 @@ REFUSED_OPERATIONS = {
     "true_divide": lambda x: 2 / x,
     "divide": lambda x: ops.divide(x, x),
     "mean": lambda x: ops.mean(x, axis=-1),
+    "max": lambda x: ops.max(x, axis=(1, 2), initial=1.0),
     "concatenate": lambda x: ops.concatenate([x, x], axis=0),
     "reshape": lambda x: ops.reshape(x, (-1, 16)),
     "expand_dims": lambda x: ops.expand_dims(x, 0),
@@ -579,3 +580,7 @@ def test_another_keras_is_refused(monkeypatch):
 def test_importing_the_module_does_not_import_keras_3():
     code = "import sys, kerakd, kerakd.keras3; assert 'keras' not in sys.modules"  # TensorFlow itself imports it unless told so
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT), "TF_USE_LEGACY_KERAS": "1"}, check=True)
+
+
+def test_the_last_check_measures_each_output_by_its_own_size():
+    assert not check._same(np.float32([[0.01], [100.0]]), tf.constant([[0.0105], [100.0]]), k3)

@@ -214,3 +214,11 @@ def test_a_watch_owns_its_states_alone():
     watch = oscillation.Watch(made)
     assert len(watch.weights) == 5 * len(watch.watched) and not watch.trainable_weights
     assert not {variable.ref() for variable in watch.weights} & {variable.ref() for variable in made.weights}
+
+
+def test_what_is_frozen_stays_so_in_the_next_fit():
+    distiller = trained(student(kerakd.Interval(2)), 0.1, 8, 2, freezing=0.01)
+    before = [state["frozen"].numpy() for state in distiller.watch.states]
+    assert any(frozen.any() for frozen in before)
+    distiller.fit(IMAGES, LABELS, batch_size=8, verbose=0)
+    assert all(state["frozen"].numpy()[frozen].all() for state, frozen in zip(distiller.watch.states, before, strict=True))

@@ -319,7 +319,7 @@ def test_gradient_scale_of_activations_does_not_depend_on_the_batch():
     assert twice == pytest.approx(2 * once, rel=1e-5)
 
 
-@pytest.mark.parametrize("name, of_kernel", [("kernel", True), ("output", False), ("activation", False), ("post_activation", False)])
+@pytest.mark.parametrize("name, of_kernel", [("kernel", True), ("output", False), ("activation", False), ("pre_activation", False), ("post_activation", False)])
 def test_gradient_scale_does_not_count_the_batch_of_a_tensor_whatever_its_grid(name, of_kernel):
     layer, x = keras.layers.Layer(), tf.constant(noise(6, (2, 8)))
     quantizer = Interval(4, gradient_scale=True)  # narrow and signed, as a QuantizeConfig of the user's own may have it for an output
@@ -794,3 +794,17 @@ def test_a_sigmoids_grid_is_0_to_255_of_256():
     x = tf.constant([-1.0, 0.0, 0.4 / 256, 0.6 / 256, 0.5, 254.4 / 256, 254.6 / 256, 1.0])
     np.testing.assert_array_equal(Sigmoid().quantize(x, {}) * 256, [0, 0, 0, 1, 128, 254, 255, 255])
     np.testing.assert_array_equal(Sigmoid().codes(x, {}), [0, 0, 0, 1, 128, 254, 255, 255])
+
+
+def test_the_end_of_an_interval_has_a_gradient_however_its_step_was_rounded():
+    found = 0
+    for value in np.float32(np.random.default_rng(0).uniform(0.5, 2, 400)):
+        step = np.float32(value / np.float32(15))
+        if np.float32(step * np.float32(15)) < value and found < 5:
+            found += 1
+            x = tf.constant([value])
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = grids.uniform(x, tf.constant(step), 0, 15)
+            assert tape.gradient(y, x).numpy() == 1
+    assert found

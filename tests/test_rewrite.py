@@ -509,3 +509,13 @@ def test_an_activation_without_a_name_of_its_own_and_one_that_is_a_layer():
     with pytest.raises(BadInput, match="expected a function for the activation of 'r', received a layer"):
         simplify(keras.Model(row, L.Conv1D(2, 3, name="r", activation=L.PReLU())(row)))
     assert simplify(keras.Model(inputs, tf.reduce_mean(inputs * 2.0, axis=None, keepdims=True)))
+
+
+def test_a_normalization_of_what_never_varies_divides_by_no_zero():
+    x = keras.Input((3,))
+    model = keras.Model(x, L.Dense(2)(L.Normalization(mean=[1.0, 2.0, 3.0], variance=[1.0, 0.0, 4.0])(x)))
+    copy, sources = simplify(model)
+    for name, weights in sources.items():
+        copy.get_layer(name).set_weights([variable.numpy() for variable in weights])
+    images = np.float32([[1, 2, 3], [0, 2.5, 1]])
+    np.testing.assert_allclose(copy(images), model(images), rtol=1e-5)

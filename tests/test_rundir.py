@@ -343,3 +343,26 @@ def test_a_damaged_model_file_is_one_error(tmp_path, suffix, damage):
         refused = pytest.raises(BadInput, match=f"{re.escape(str(path))}.*save (it|the model) ")
         with refused if damage == "cut" else contextlib.suppress(BadInput):  # some bytes are of nothing that counts
             load_model(path)
+
+
+def test_overwriting_removes_all_that_a_run_writes(claimed):
+    own = ["intervals.jsonl", "data.json", "settled.json", "curves.png", "fixed_logits.npz", "student.int4.tflite", "student.json"]
+    own += ["models/float.keras", "models/alone_0.keras", "models/teacher.keras", "tensorboard/x"]
+    for name in own:
+        (claimed.path / name).parent.mkdir(exist_ok=True)
+        (claimed.path / name).write_text("x")
+    claimed.claim("--a=2\n", resume=False, overwrite=True)
+    assert not [name for name in own if (claimed.path / name).exists()]
+
+
+def test_intervals_of_epochs_that_are_trained_again_are_forgotten(claimed):
+    for epoch in range(3):
+        claimed.add_intervals("b", epoch, {"x weights": 1.0})
+    claimed.keep_metrics("b", 1)
+    assert [row["epoch"] for row in claimed.intervals()] == [0]
+
+
+def test_a_teacher_by_its_home_folder_is_found_in_the_run_that_would_go(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(BadInput, match="--overwrite"):
+        RunDirectory(tmp_path / "run").check_apart({"teacher": "~/run/models/teacher.keras"})

@@ -726,3 +726,30 @@ def test_an_override_that_changes_nothing_is_refused(patterns):
     rules = {pattern if k == 0 else f"(?:{pattern})": Scheme(Interval(2), Interval(2)) for k, pattern in enumerate(patterns)}
     with pytest.raises(BadInput, match="overrides: expected a pattern that matches a layer which is quantized, and which no pattern before it matches"):
         quantize(nested(), Scheme(Interval(4), Interval(4), overrides=rules))
+
+
+def test_an_input_before_a_float_first_layer_is_float():
+    x = keras.Input((6,), name="image")
+    student = quantize(keras.Model(x, L.Dense(3)(L.Dense(4, activation="relu")(x))), Scheme(Ternary(), Interval(4), first=None))
+    assert "image_out" not in [layer.name for layer in student.layers]
+
+
+def test_the_last_layer_reads_a_sum_as_it_is():
+    x = keras.Input((6,))
+    y = L.Dense(4, activation="relu", name="sum")(x)
+    student = quantize(keras.Model(x, L.Add()([y, L.Dense(4, name="last")(y)])), Scheme(Ternary(), Interval(2), sums=8))
+    assert not [layer.name for layer in student.layers if "narrow" in layer.name]
+
+
+def test_a_softmax_leaves_the_grid_of_a_concatenation_unsigned():
+    x = keras.Input((6,))
+    y = L.Concatenate()([L.Softmax(name="softmax")(L.Dense(3)(x)), L.Dense(4, activation="relu")(x)])
+    student = quantize(keras.Model(x, L.Dense(2)(L.Dense(4, activation="relu")(y))), Scheme(Interval(4), Interval(4)))
+    assert student.get_layer("softmax_out").quantizer.levels()[0] == 0
+
+
+def test_a_quantizer_computes_as_the_layer_before_it():
+    x = keras.Input((6, 6, 1))
+    y = L.Conv2D(3, 3, name="c", dtype="mixed_bfloat16")(x)
+    student = quantize(keras.Model(x, L.Dense(2)(L.Flatten()(y))), Scheme(Interval(4), Interval(4)))
+    assert student.get_layer("c_out").compute_dtype == "bfloat16"

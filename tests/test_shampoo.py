@@ -307,3 +307,8 @@ def test_a_resnets_preconditioners_are_no_larger_than_its_blocks():
     optimizer = optimizers.build("shampoo", 0.1, 10, net.trainable_variables)
     sides = [v.shape for v in optimizer.variables if "left" in v.name or "right" in v.name]
     assert len(sides) == 4 * sum(v.shape.rank > 1 for v in net.trainable_variables) and max(s[-1] for s in sides) <= 128
+
+
+def test_roots_of_a_matrix_without_full_rank_are_numbers_without_epsilon_too():
+    g = np.float32(np.random.default_rng(0).normal(size=(20, 6, 1)))
+    assert np.isfinite(shampoo.inverse_fourth_root(tf.constant(g @ g.transpose(0, 2, 1)), 0.0)).all()

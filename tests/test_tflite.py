@@ -14,6 +14,7 @@ from kerakd.quantizers import Sigmoid, Tanh
 from kerakd.recast import recast
 from kerakd.tflite import arithmetic, flatfile, reference, runtime, settle, snap, to_tflite, unpack, verify
 from kerakd.tflite import fold as folding
+from kerakd.tflite.grid import Grid
 from kerakd.wrapper import QuantizedActivation
 
 L = keras.layers
@@ -872,6 +873,8 @@ def test_an_output_of_less_than_a_unit_of_its_accumulator_is_exact(interval):
     data = to_tflite(student)
     assert_exact(student, data, noise())
     folded, settled = folding.fold(student).linears["middle"], folding.fold(settle(student)).linears["middle"]
+    loud = folded.excess > 1
+    assert loud.any() == (interval == 4e-6) and (folded.unit[loud] >= 255 * folded.y.step).all()
     ((kernel, quantizer, variables),) = student.get_layer("middle").kernels
     step = folded.x.step * quantizer.step(tf.convert_to_tensor(kernel), variables).numpy()
     np.testing.assert_allclose(folded.bias, np.rint(student.get_layer("middle").layer.bias / step), atol=1)  # in units of the trained step
@@ -1211,3 +1214,26 @@ def test_one_pooling_on_two_shapes_ships_from_mixed_precision_too():
     kerakd.calibrate(student, noise(16))
     mixed = recast(student, "mixed_bfloat16")
     assert to_tflite(mixed) == to_tflite(student)
+
+
+def test_a_bias_and_what_is_added_to_it_fit_an_accumulator():
+    assert 2 * folding._half_an_accumulator(8) <= 2**31 and 16 * 2 * folding._half_an_accumulator(4) <= 2**31
+
+
+def test_kernels_of_zeros_move_no_output():
+    student = made_student(pooled_net, SCHEMES["W3A3 per channel"])
+    gamma = student.get_layer("middle_bn").gamma
+    gamma.assign(np.zeros(gamma.shape))
+    linear = folding.fold(student).linears["middle"]
+    swing = np.abs(linear.codes.reshape(-1, len(linear.steps))).sum(0) * linear.steps * linear.x.step * max(-linear.x.low, linear.x.high)
+    assert linear.codes.any() and (swing <= linear.y.step / 60).all()
+
+
+def test_the_least_steps_are_such_as_xnnpack_multiplies_by():
+    x, y = Grid(2.0**-10, 0, 255), Grid(1.0, 0, 255)
+    assert (arithmetic.multiplier(x.step, folding._least_steps(np.zeros(2), x, y, 8), y.step) >= 2.0**-32).all()
+
+
+def test_a_channel_that_reaches_its_grid_from_either_side_matters():
+    kernel = folding.Kernel(L.Dense(2), np.ones((4, 2), int), np.ones(2), np.float64([-2, 257]), 1)
+    assert folding._matters(kernel, Grid(1.0, 0, 1), Grid(1.0, 0, 255)).all()

@@ -189,3 +189,10 @@ def test_who_learns_from_labels_sees_no_mixed_image_and_who_learns_from_a_teache
     for frozen in (False, True):
         one, other = (next(iter(lessons.views(0, 0, 1, frozen=frozen)))[0].numpy() for lessons in (plain, changed))
         assert np.array_equal(one, other) != frozen
+
+
+def test_teachers_of_one_kind_have_seeds_of_their_own_and_their_own_size():
+    flags = {"dataset": "digits", "teacher_epochs": 1, "student": "resnet8", "phase": ("trained_teacher:1",)}
+    two = stages(Config(**flags, teacher=("resnet8", "resnet8"), seed=3), None)
+    assert [(stage.name, stage.seed) for stage in two][:2] == [("teacher", 3), ("teacher_1", 4)]
+    assert stages(Config(**flags, teacher=("resnet8,size=4",), view="same/ic"), None)[0].size == 4
