@@ -38,6 +38,12 @@ def versions():
     return {name: metadata.version(name) for name in PACKAGES}
 
 
+def _code(name):
+    """A name as code in Markdown, whatever characters it has."""
+    marks = "``" if "`" in name else "`"
+    return f"{marks} {name} {marks}" if "`" in name else f"{marks}{name}{marks}"
+
+
 def _use(card, file):
     """How the int8 file is called, for who has nothing but it."""
     shape, (low, high), kind = card["input"]["shape"], card["input"]["range"], card["input"]["type"]
@@ -49,7 +55,7 @@ def _use(card, file):
         f"{', then `round(x / scale) + zero_point`' * integers}; "
         "one of another size resized whole as by `tf.image.resize`: bilinear, half-pixel centers, aspect not kept, no antialiasing",
         f"* output: {kind} [1, {len(names)}], logits{', by `(q - zero_point) * scale`' * integers}; "
-        f"the class is the largest: {', '.join(f'{k} {name}' for k, name in enumerate(names))}",
+        f"the class is the largest: {', '.join(f'{k} {_code(name)}' for k, name in enumerate(names))}",
         "",
         "```python",
         *(["import numpy as np"] * integers),

@@ -26,7 +26,7 @@ def calibrate(model, images, rule="max"):
         images: [n, ...], as the model takes them (a list for several inputs); a few hundred will do.
         rule: what the interval I is: "max" the largest |x| (QKD's min-max), "percentile" the 99.9th percentile of |x|,
             or the largest where that is 0, "mse" the I with the least squared error of quantizing x; 2e-6 and more, of kernels 1e-6. A
-            tensor that is 0 on all images gets 1, a kernel of zeros 1 / sqrt(fan-in).
+            tensor that is 0 on all images gets 1, or the bound of its ReLU if that is less, a kernel of zeros 1 / sqrt(fan-in).
     Raises: BadInput for another rule; a dataset in the place of images; images of another shape, of integers, none, with NaN or infinity, or below 0
         where the model begins with a rescaling of pixels.
     """
@@ -36,8 +36,8 @@ def calibrate(model, images, rule="max"):
     fit_weight_intervals(model, rule)
     seen = {}  # of a quantizer that several tensors share: the intervals so far, the widest counts
 
-    def fit(quantizer, x, variables):
-        _fit(quantizer, x, variables, rule)
+    def fit(quantizer, x, variables, bound=None):
+        _fit(quantizer, x, variables, rule, bound=bound)
         for variable in (variables or {}).values():
             variable.assign(tf.maximum(variable, seen.get(variable.ref(), variable)))
             seen[variable.ref()] = tf.identity(variable)
@@ -46,7 +46,7 @@ def calibrate(model, images, rule="max"):
         if is_transparent(layer) and layer._expects_training_arg:  # augmentation would train unless it is told
             kwargs = {"training": False, **kwargs}
         if isinstance(layer, QuantizedActivation):
-            fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables)
+            fit(layer.quantizer, _seen(layer, args[0]), layer.quantizer_variables, layer.bound)
         elif isinstance(layer, QuantizeWrapper):
             with _told(layer, fit):
                 return layer(*args, **kwargs)
@@ -150,8 +150,8 @@ def fit_weight_intervals(model, rule):
                 _fit(quantizer, quantizer.view(kernel) if hasattr(quantizer, "view") else kernel, variables, rule, of_kernel=True)
 
 
-def _fit(quantizer, x, variables, rule, of_kernel=False):
-    """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x."""
+def _fit(quantizer, x, variables, rule, of_kernel=False, bound=None):
+    """Sets the interval in `variables`, if there is one to be set, to what `rule` says of x, which nowhere is more than `bound`."""
     if "interval" not in (variables or {}) or not hasattr(quantizer, "calibrated"):
         return
     x = tf.cast(x, tf.float32)
@@ -159,7 +159,7 @@ def _fit(quantizer, x, variables, rule, of_kernel=False):
     rows = tf.reshape(x, [-1, variables["interval"].shape[0] if channels else 1])  # [values, intervals]
     interval = RULES[rule](rows, quantizer, variables["interval"].shape)
     # all zeros, as behind a gamma of 0, say nothing of what is to come; a kernel of zeros is about to become an ordinary one
-    unknown = float(x.shape.num_elements() // x.shape[-1]) ** -0.5 if of_kernel else 1.0
+    unknown = float(x.shape.num_elements() // x.shape[-1]) ** -0.5 if of_kernel else min(1.0, bound or 1.0)
     least = SMALLEST_OF_KERNELS if of_kernel else SMALLEST_OF_TENSORS
     interval = tf.where(_maximum(rows, quantizer, None) > 0, tf.maximum(interval, least), unknown)
     for name, value in quantizer.calibrated(interval).items():

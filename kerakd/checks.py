@@ -92,7 +92,9 @@ def check_logits(model, argument):
         applied = isinstance(layer, OPERATORS) and operator(layer) in ("softmax", "sigmoid")
         says = applied or isinstance(layer, L.Softmax) or any(getattr(layer, name, None) in PROBABILITIES for name in ("activation", "function"))
         if says and any(map(_ends, call.outputs)):
-            raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; give the layer activation=None")
+            own = not applied and not isinstance(layer, L.Softmax)
+            remedy = "give the layer activation=None" if own else "leave that out, as by tf_keras.Model(model.input, model.layers[-2].output)"
+            raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; {remedy}")
 
 
 def check_loss(loss):
@@ -110,9 +112,11 @@ def check_learners(student, teacher):
 
 
 def check_fit(x, y, callbacks=None, validation_split=0.0, validation_data=None):
-    """Raises BadInput for arguments of `fit` that would fail after the first epoch: validation without labels, a callback that saves a Distiller
+    """Raises BadInput for arguments of `fit` that would fail later: labels that are no numbers, validation without labels, a callback that saves a Distiller
     whole, or its weights where `check_path` has them not.
     """
+    if getattr(y, "dtype", None) == tf.string or (isinstance(y, np.ndarray) and y.dtype.kind in "USO"):
+        raise BadInput("labels: expected class numbers, received strings or objects; number the classes: np.unique(labels, return_inverse=True)[1]")
     if isinstance(validation_data, tf.data.Dataset):
         alone = not isinstance(validation_data.element_spec, tuple) or len(validation_data.element_spec) < 2
     else:

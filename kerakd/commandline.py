@@ -12,7 +12,7 @@ import typing
 import tensorflow as tf
 from absl import flags
 
-from kerakd.errors import BadInput
+from kerakd.errors import BadInput, first_line
 
 REMEDIES = {  # for what the system refuses
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
@@ -151,6 +151,9 @@ def program(main):
             raise
         told = f"expected to read or write it, received an error ({error.strerror}); {REMEDIES[error.errno]}"
         print(f"kerakd: {error.filename or 'disk'}: {told}", file=sys.stderr)
+        sys.exit(2)
+    except tf.errors.ResourceExhaustedError as error:
+        print(f"kerakd: memory: expected enough, received an error ({first_line(error)}); take smaller images, batches or networks", file=sys.stderr)
         sys.exit(2)
     except tf.errors.OpError as error:
         found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read

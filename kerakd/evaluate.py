@@ -15,7 +15,7 @@ with quiet.native_chatter_off():
 
     from kerakd import commandline, data, graph, scores
     from kerakd import config as config_module
-    from kerakd.captions import caption
+    from kerakd.captions import caption, shortened
     from kerakd.checks import check_classifier
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
@@ -37,7 +37,7 @@ def figure_of(counts, names, title):
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
 
-    names, title, classes = [caption(name) for name in names], caption(title), len(counts)
+    names, title, classes = [caption(shortened(name, 24)) for name in names], caption(title), len(counts)
     share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = 3 + 0.45 * min(classes, 20)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
@@ -47,6 +47,10 @@ def figure_of(counts, names, title):
     if classes <= 20:
         axes.set_xticks(range(classes), names, rotation=90 if max(map(len, names)) > 2 else 0)
         axes.set_yticks(range(classes), names)
+        for axis in (axes.xaxis, axes.yaxis):  # white lines between the cells
+            axis.set_ticks(np.arange(0.5, classes - 1), minor=True)
+        axes.grid(which="minor", color="white", linewidth=1.5)
+        axes.tick_params(which="minor", length=0)
         for row in range(classes):
             for column in np.flatnonzero(counts[row]):
                 colour = "white" if share[row, column] > 50 else "black"

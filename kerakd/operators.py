@@ -154,9 +154,10 @@ def _cast(copier, name, values):
 def _reshape(copier, name, values):
     """One that leaves the images apart."""
     x, shape = values if len(values) == 2 else (None, None)
-    if not isinstance(shape, (list, tuple)) or not all(isinstance(side, int) for side in shape) or None in x.shape[1:]:
+    if not isinstance(shape, (list, tuple)) or not all(isinstance(side, int) for side in shape[1:]) or None in x.shape[1:]:
         return None
-    return copier.new(L.Reshape, name, shape[1:])(x) if shape[0] == -1 and np.prod(shape[1:]) == np.prod(x.shape[1:]) else None
+    first = shape[0] if isinstance(shape[0], int) else -1  # tf.shape(x)[0]: if the others are all of an image, it can be nothing else
+    return copier.new(L.Reshape, name, shape[1:])(x) if first == -1 and np.prod(shape[1:]) == np.prod(x.shape[1:]) > 0 and min(shape[1:]) > 0 else None
 
 
 def _window(sides):

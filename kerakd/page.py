@@ -115,5 +115,6 @@ def intervals_figure(rows):
             axes.plot([row["epoch"] + 1 for row in rows], values / (values[0] or 1.0), linewidth=1, marker="o" if len(rows) < 5 else None)
         axes.set(title=f"intervals of {kind}", xlabel="epoch", ylabel="share of the first epoch's")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.ticklabel_format(axis="y", useOffset=False)
         axes.grid(alpha=0.3)
     return figure

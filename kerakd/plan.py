@@ -25,7 +25,7 @@ class Step:
     kernel: the quantizer of the layer's kernel, or None.
     output: that of the call's output, or None. group: outputs of one group share one quantizer and its interval.
     absorbed: whether the quantizer of its output takes the layer's place.
-    narrowed: None, or (quantizer, name) of what it reads instead of its input: that, narrowed. One name is one tensor.
+    narrowed: None, or (quantizer, name) of what it reads instead of its input: that, on a grid of its own. One name is one tensor.
     line: whether it is a ReLU of a tensor that is on a grid of its own, which integers move by a multiplication by 1.
     """
 
@@ -101,6 +101,7 @@ def plan(model, scheme):
     last = _last(calls)
     steps = _steps(calls, weighted[0], last, scheme)
     _widen(steps, last, scheme)
+    _part(steps)
     _check_groups(steps)
     _absorb(steps)
     _check_bounds(steps)
@@ -170,6 +171,20 @@ def _widen(steps, last, scheme):
                 reader.narrowed = narrow, names.setdefault(id(value), free)
 
 
+def _part(steps):
+    """Gives a mean on the grid of the very tensor that it is of, as where both meet in a concatenation, that tensor on a grid of its own.
+
+    The step of a mean is moved off ties against that of its tensor, which one step for both can't be.
+    """
+    by_call, taken = {id(step.call): step for step in steps}, {step.call.layer.name for step in steps}
+    for step in steps:
+        if step.output and computes(step.call.layer, L.GlobalAveragePooling2D):
+            made = by_call.get(id(_origin(step.call.inputs[0])))
+            if made is not None and made.output and made.group == step.group:
+                taken.add(name := free_name(f"{step.call.layer.name}_apart", taken))
+                step.narrowed = made.output, name
+
+
 def free_name(wanted, taken):
     """`wanted`, with a number behind it where that is taken."""
     return next(name for name in itertools.chain([wanted], (f"{wanted}{k}" for k in itertools.count(2))) if name not in taken)
@@ -188,7 +203,7 @@ def _absorbs(quantizer, layer, shared):
 
     shared: by how many tensors; those of one concatenation may have other bounds.
     """
-    return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or shared == 1)
+    return is_relu(layer) and quantizer.levels()[0] == 0 and (layer.max_value is None or (shared == 1 and layer.max_value > 0))
 
 
 def _absorb(steps):

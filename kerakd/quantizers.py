@@ -30,7 +30,7 @@ from kerakd.grids import (
 def check_bits(bits, who="bits"):
     """Raises BadInput unless `bits` is a whole number from 2 to 8."""
     if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= 8:
-        raise BadInput(f"{who}: expected a whole number from 2 to 8, received {bits!r}; ternary weights are Ternary()")
+        raise BadInput(f"{who}: expected a whole number from 2 to 8, received {bits!r}{'; ternary weights are Ternary()' * (who == 'bits')}")
 
 
 def _check_float(x, who):

@@ -156,13 +156,14 @@ class _Attachment:
         return tf.nest.map_structure(lambda x: quantizer(x) if x.dtype.is_floating else x, outputs)  # shapes and masks are exact as they are
 
     def _read(self, step, x):
-        """What the step's call reads in the place of `x`: moved to a grid of its own, or narrowed."""
+        """What the step's call reads in the place of `x`: that, moved to another grid."""
         if step.line:
             self.taken.add(name := free_name(f"{step.call.layer.name}_line", self.taken))
             return L.Rescaling(1.0, name=name)(x)
         quantizer, name = step.narrowed
         if name not in self.narrowed:
-            self.narrowed[name] = self._quantizer(name, quantizer, True)(Narrowing(name=name)(x))
+            unsigned = quantizer.levels()[0] == 0
+            self.narrowed[name] = self._quantizer(name, quantizer, unsigned)(Narrowing(name=name)(x))
         return self.narrowed[name]
 
     def _layer(self, layer, kernel):

@@ -218,7 +218,7 @@ class QuantizedActivation(keras.layers.Layer):
 
 @keras.utils.register_keras_serializable("kerakd")
 class Narrowing(keras.layers.Rescaling):
-    """Times 1, before a QuantizedActivation that moves a tensor to a grid of fewer bits: in the file both are a depthwise 1x1 convolution."""
+    """Times 1, before a QuantizedActivation that moves a tensor to another grid: in the file both are a depthwise 1x1 convolution."""
 
     def __init__(self, scale=1.0, offset=0.0, **kwargs):
         super().__init__(scale, offset, **kwargs)

@@ -6,6 +6,7 @@ import re
 import sys
 
 import pytest
+import tensorflow as tf
 from absl import flags
 
 from kerakd import commandline, quantizers, scheme
@@ -332,3 +333,16 @@ def test_what_the_system_refuses_is_one_line(refusal, number, remedy):
         raise OSError(number, "refused", "x.png")
 
     assert refusal(main)[1] == f"kerakd: x.png: expected to read or write it, received an error (refused); {remedy}\n"
+
+
+def test_memory_that_is_not_there_is_one_line(capsys):
+    def main():
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[1,1000000,1000000,3]")
+
+    with pytest.raises(SystemExit) as ended:
+        commandline.program(main)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == (
+        "kerakd: memory: expected enough, received an error (OOM when allocating tensor with shape[1,1000000,1000000,3]); "
+        "take smaller images, batches or networks\n"
+    )

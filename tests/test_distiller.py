@@ -1437,3 +1437,9 @@ def test_a_teacher_may_not_have_the_optimizer_of_the_students_intervals():
 def test_an_optimizer_has_one_loss_scale_however_often_it_is_given():
     scales, optimizer = LossScales([keras.Sequential([keras.Input((3,)), L.Dense(2, dtype="mixed_float16")])]), keras.optimizers.SGD()
     assert scales.around(optimizer) is scales.around(optimizer)
+
+
+@pytest.mark.parametrize("labels", [np.array(["a", "b", "c"])[Y], np.array(["a", "b", "c"], object)[Y], tf.constant(["a", "b", "c"] * 5 + ["a"])])
+def test_labels_that_are_strings_are_refused(labels):
+    with pytest.raises(BadInput, match="labels: expected class numbers, received strings or objects; number the classes"):
+        taught().fit(X, labels, verbose=0)

@@ -410,3 +410,13 @@ def test_a_slice_that_makes_an_axis_is_not_modelled():
 def test_an_addition_may_be_bounded_on_both_sides():
     bounded = operation("ADD", [1.0, 1.0], 0.1, fusedActivationFunction=schema.ActivationFunctionType.RELU_N1_TO_1)
     assert bounded.clamped == (-10, 10)
+
+
+def test_integers_for_a_file_of_integers_are_codes_or_pixels_and_so_refused():
+    net = keras.Sequential([keras.Input((4,)), L.Dense(3)])
+    student = kerakd.quantize(net, Scheme(Interval(8), Interval(8)))
+    kerakd.calibrate(student, np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32))
+    codes = np.arange(8, dtype=np.uint8).reshape(2, 4)
+    with pytest.raises(BadInput, match="images: expected float ones, as the Keras model takes them, received uint8, which may be codes or pixels"):
+        emulate(kerakd.to_tflite(student, io="uint8"), codes)
+    assert emulate(kerakd.to_tflite(student), codes).shape == (2, 3)

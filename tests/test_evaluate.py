@@ -94,6 +94,11 @@ def test_what_a_killed_process_left_is_no_model_of_the_run(tmp_path):
     assert list(evaluate._found(evaluate.Options(run=str(directory.path)))[0]) == ["taught_0", "student.tflite"]
 
 
+def test_a_long_name_is_shortened_in_the_picture():
+    figure = figure_of(np.eye(2, dtype=int), ["short", 80 * "long"], "x")
+    assert [tick.get_text() for tick in figure.axes[0].get_yticklabels()] == ["short", "longlonglonglonglonglon…"]
+
+
 @pytest.mark.parametrize("classes", [3, 40])
 def test_the_picture_has_numbers_where_there_is_room(classes):
     figure = figure_of(np.eye(classes, dtype=int) * 4, [f"class {k}" for k in range(classes)], "x")

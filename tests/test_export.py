@@ -12,6 +12,7 @@ import tf_keras as keras
 from conftest import run_program
 
 import kerakd
+from export import card
 from export import tflite as program
 from kerakd import BadInput, commandline, data
 from kerakd.rundir import RunDirectory
@@ -129,7 +130,8 @@ def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, ima
     assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1], "type": "float32"}
     files = {"int8": "student.tflite", "int4": "student.int4.tflite"}
     assert made["sha256"] == {container: hashlib.sha256((directory / file).read_bytes()).hexdigest() for container, file in files.items()}
-    assert "logits; the class is the largest: 0 0, 1 1, 2 2, 3 3, 4 4, 5 5, 6 6, 7 7, 8 8, 9 9" in text
+    assert "logits; the class is the largest: 0 `0`, 1 `1`, 2 `2`, 3 `3`, 4 `4`, 5 `5`, 6 `6`, 7 `7`, 8 `8`, 9 `9`\n" in text
+    assert card._code("a|b, <c>") == "`a|b, <c>`" and card._code("back`tick") == "`` back`tick ``"
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(directory)
     known = {"image": np.rint((images[0] + 1) * 127.5)}

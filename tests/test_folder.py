@@ -234,3 +234,12 @@ def test_a_folder_called_validation_holds_the_test_images(tmp_path):
     for part in ("train", "validation"):
         empty_images(tmp_path / part)
     assert len(folder.find(tmp_path)[1]["test"][0]) == 80
+
+
+def test_train_and_test_may_have_capitals_and_a_class_alone_may_be_called_train(tmp_path):
+    for part in ("Train", "TEST"):
+        empty_images(tmp_path / "split" / part)
+    assert folder.find(tmp_path / "split")[0] == ["a", "b"]
+    for name in ("Bus", "Train"):
+        empty_images(tmp_path / "vehicles" / name)
+    assert folder.find(tmp_path / "vehicles")[0] == ["Bus", "Train"]

@@ -1237,3 +1237,51 @@ def test_the_least_steps_are_such_as_xnnpack_multiplies_by():
 def test_a_channel_that_reaches_its_grid_from_either_side_matters():
     kernel = folding.Kernel(L.Dense(2), np.ones((4, 2), int), np.ones(2), np.float64([-2, 257]), 1)
     assert folding._matters(kernel, Grid(1.0, 0, 1), Grid(1.0, 0, 255)).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", None])
+def test_a_mean_that_meets_its_own_tensor_in_a_concatenation_is_exact(activation):
+    """Of 28 values on one grid with their mean many a total is a tie, whatever the step."""
+    inputs = keras.Input((28, 3))
+    x = L.Conv1D(8, 3, padding="same", activation=activation, name="rows")(inputs)
+    x = L.Concatenate()([L.GlobalAveragePooling1D(name="mean")(x), L.GlobalMaxPooling1D()(x)])
+    net = randomize(keras.Model(inputs, L.Dense(5)(x)))
+    student = kerakd.quantize(net, SCHEMES["ternary-A8"])
+    images = np.random.default_rng(0).normal(size=(300, 28, 3)).astype(np.float32)
+    kerakd.calibrate(student, images[:32])
+    proof = verify(student, to_tflite(student), images)
+    assert proof.exact and proof.logits_equal == 1
+    assert [layer.name for layer in student.layers if "apart" in layer.name] == ["mean_apart", "mean_apart_out"]
+
+
+def test_sums_beyond_2_to_the_24_are_rounded_as_xnnpack_multiplies_them():
+    sums, unit = np.random.default_rng(0).integers(2**24, 2**30, size=(50, 4)), np.array([1e-7, 3e-6, 0.0123, 5.0])
+    np.testing.assert_array_equal(reference.Accumulated(unit)(sums * unit), sums.astype(np.float32).astype(np.float64) * unit)
+    inputs = keras.Input((3072,))
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(4, kernel_initializer="ones")(inputs)), SCHEMES["W8A8"])
+    kerakd.calibrate(student, np.random.default_rng(0).random((8, 3072)).astype(np.float32))
+    assert any(isinstance(layer, reference.Accumulated) for layer in snap(student).layers)
+    assert not any(isinstance(layer, reference.Accumulated) for layer in snap(made_student(plain_net, SCHEMES["W8A8"])).layers)
+
+
+def test_an_operator_with_a_numpy_constant_is_proved():
+    inputs = keras.Input((6, 6, 3))
+    x = tf.minimum(L.Conv2D(4, 3, activation="relu")(inputs), np.float32(3))
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(5)(L.Flatten()(x))), SCHEMES["W4A4"])
+    images = np.random.default_rng(0).normal(size=(8, 6, 6, 3)).astype(np.float32)
+    kerakd.calibrate(student, images)
+    assert verify(student, to_tflite(student), images).logits_equal == 1
+
+
+@pytest.mark.parametrize("bound, interval", [(0.0, 1.0), (0.25, 0.25), (6.0, 1.0)])
+def test_a_bound_of_a_relu_that_no_image_reached_is_kept(bound, interval):
+    inputs = keras.Input((4,))
+    net = keras.Model(inputs, L.Dense(2)(L.ReLU(max_value=bound, name="bounded")(L.Dense(3, name="before")(inputs))))
+    net.get_layer("before").bias.assign(np.full(3, -9.0))
+    student = kerakd.quantize(net, SCHEMES["W8A8"])
+    kerakd.calibrate(student, np.ones((4, 4), np.float32))
+    layer = student.get_layer("bounded_out")
+    assert float(layer.quantizer_variables["interval"]) == interval
+    student.get_layer("before").layer.bias.assign(np.full(3, 9.0))
+    made = keras.Model(student.input, layer.output)(np.ones((4, 4), np.float32)).numpy()
+    assert made.max() == pytest.approx(min(bound, interval), rel=1e-6)

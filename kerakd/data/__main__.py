@@ -16,7 +16,7 @@ with quiet.native_chatter_off():
 
     from kerakd import augment, commandline, data
     from kerakd.augmenters import augmenter
-    from kerakd.captions import caption
+    from kerakd.captions import caption, shortened
     from kerakd.commandline import flag
     from kerakd.data import folder, packages
     from kerakd.errors import BadInput
@@ -107,7 +107,7 @@ def _class_of(split, example):
     if not split.labelled:
         return ""
     label = int(example["label"])
-    return caption(f"{label} {split.names[label]}" if split.names else str(label))
+    return caption(shortened(f"{label} {split.names[label]}", 22) if split.names else str(label))
 
 
 def _classes(split):

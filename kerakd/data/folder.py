@@ -21,7 +21,8 @@ def find(root):
 
     Args:
         root: a folder with a folder for each class, whose images are split by a hash of their paths in it, a tenth for the test; or one
-            with folders "train" and "test" (or "val", "validation"), each with the same class folders. What begins with a dot is passed over.
+            with folders "train" and "test" (or "val", "validation"), each with the same class folders. Where both are there, capitals don't
+            matter. What begins with a dot is passed over.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
     Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, a class without one to train on,
         splits of other classes, a test without "train".
@@ -29,17 +30,18 @@ def find(root):
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise BadInput(f"dataset: expected a folder after folder:, received {str(root)!r}, which is none")
-    tests = [name for name in TESTS if (root / name).is_dir()]
-    if tests and not (root / "train").is_dir():
+    trains, tests = _splits(root)
+    if tests and not trains:
         raise BadInput(f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to train")
-    if (root / "train").is_dir() and len(tests) != 1:
-        raise BadInput(f"dataset: expected one folder of {', '.join(TESTS)} beside {root}/train, received {', '.join(tests) or 'none'}")
-    if tests and (root / "train").is_dir():
-        names, train = _classes(root / "train")
+    if trains and (len(trains) > 1 or len(tests) != 1):
+        told = f"received {', '.join([*trains[1:], *tests]) or 'none'}; move away what is neither trained nor tested on"
+        raise BadInput(f"dataset: expected one folder of {', '.join(TESTS)} beside {root}/{trains[0]}, {told}")
+    if trains:
+        names, train = _classes(root / trains[0])
         others, test = _classes(root / tests[0])
         if others != names:
             apart = ", ".join(sorted(set(names) ^ set(others)))
-            raise BadInput(f"dataset: expected the same class folders in {root}/train and {root}/{tests[0]}, received others ({apart})")
+            raise BadInput(f"dataset: expected the same class folders in {root}/{trains[0]} and {root}/{tests[0]}, received others ({apart})")
         return names, {"train": train, "test": test}
     names, (paths, labels) = _classes(root)
     tested = [zlib.crc32(os.fsencode(path.relative_to(root))) % TENTH == 0 for path in paths]  # so that a new image moves no other
@@ -58,6 +60,13 @@ def find(root):
         if label not in there["test"]:
             print(f"kerakd: no image of {name!r} is tested on; add some, or give {root} folders train and test", file=sys.stderr)
     return names, found
+
+
+def _splits(root):
+    """Names of the folders of training images and of test images. One kind alone has capitals only as a class: Bus, Car, Train."""
+    folders = sorted(path.name for path in root.iterdir() if path.is_dir())
+    found = [[name for name in folders if name.lower() in names] for names in (("train",), TESTS)]
+    return found if all(found) else [[name for name in names if name.islower()] for names in found]
 
 
 def _classes(root):

@@ -103,23 +103,34 @@ class Operation:
         return max(-128, code(low, -128)), min(127, code(high, 127))
 
 
+def _real(images, source):
+    """The images. Raises: BadInput for integers that could be the file's codes as well as pixels."""
+    if flatfile.TYPES[source.type] != "FLOAT32" and getattr(images, "dtype", np.dtype(float)).kind in "iu":
+        raise BadInput(
+            f"images: expected float ones, as the Keras model takes them, received {images.dtype}, which may be codes or pixels; give codes as "
+            "(codes.astype(float) - zero_point) * scale, by those in the file, and pixels as floats"
+        )
+    return images
+
+
 def emulate(data, images, kernels="xnnpack"):
     """The logits of an integer file as a runtime computes them, to the bit, without that runtime.
 
     Args:
         data: bytes of a TFLite file from `to_tflite` or `unpack`.
-        images: [n, ...] float, as the Keras model takes them.
+        images: [n, ...] float, as the Keras model takes them, also where the file takes codes.
         kernels: "xnnpack", LiteRT's default on x86-64 and ARM, where operators that XNNPACK does not take run in LiteRT's own
             kernels; "builtin", all in LiteRT's own kernels, with one thread on x86-64; or "micro", TFLite Micro's reference kernels.
     Returns: float32 [n, classes].
-    Raises: BadInput for what is not a TFLite file, images of another shape; NotModelled (a BadInput) for a float operator or one not known here.
+    Raises: BadInput for what is not a TFLite file, images of another shape, integers for a file of integers: codes or pixels; NotModelled (a BadInput)
+        for a float operator or one not known here.
     """
     if kernels not in KERNELS:
         raise BadInput(f"kernels: expected one of {', '.join(KERNELS)}, received {kernels!r}")
     model = flatfile.read(data)
     try:
         source, target = (model.subgraphs[0].tensors[ends[0]] for ends in (model.subgraphs[0].inputs, model.subgraphs[0].outputs))
-        taken = flatfile.as_input(images, source)
+        taken = flatfile.as_input(_real(images, source), source)
         outputs = [_run(model, taken[i : i + BATCH], kernels) for i in range(0, len(taken), BATCH)]
     except BadInput:
         raise

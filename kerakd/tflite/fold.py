@@ -83,6 +83,12 @@ class Linear:
         """What one unit of the accumulator is worth in the output, [C] float64: exactly XNNPACK's multiplier over the output step's inverse."""
         return arithmetic.multiplier(self.x.step, self.steps, self.y.step).astype(np.float64) / np.float64(np.float32(1) / np.float32(self.y.step))
 
+    @property
+    def largest(self):
+        """What its accumulator can come to at most."""
+        sums = np.abs(self.codes.reshape(-1, len(self.steps))).sum(0) * max(-self.x.low, self.x.high)
+        return int((sums + np.abs(self.bias)).max())
+
     def layer(self, **changes):
         """A fresh Keras layer for these codes, with a bias."""
         layer = graph.clone_layer(self.template, use_bias=True, **changes)

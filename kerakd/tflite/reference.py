@@ -32,15 +32,29 @@ def snap(model, folded=None):
             return args[0]
         if layer.name not in made:
             made[layer.name] = _float64_copy(layer, folded)
-        clone = made[layer.name][0]
+        clone, linear = made[layer.name][0], folded.linears.get(layer.name)
         if clone.compute_dtype == "float64":
-            return clone(*args, **kwargs)
-        return _cast("float64", clone(*_cast(clone.compute_dtype, args), **_cast(clone.compute_dtype, kwargs)))
+            value = clone(*args, **kwargs)
+        else:
+            value = _cast("float64", clone(*_cast(clone.compute_dtype, args), **_cast(clone.compute_dtype, kwargs)))
+        return value if linear is None or linear.largest <= 2**24 else Accumulated(linear.unit)(value)
 
     snapped = graph.rebuild(model, copy, dtype="float64")
     for clone, values in made.values():
         clone.set_weights(values)
     return snapped
+
+
+class Accumulated(L.Layer):
+    """Sums beyond 2^24 as XNNPACK multiplies them: rounded to float32, in units of the accumulator."""
+
+    def __init__(self, unit):
+        super().__init__(dtype="float64")
+        self.unit = unit
+
+    def call(self, x):
+        units = tf.cast(tf.cast(tf.round(x / self.unit), tf.float32), tf.float64)
+        return units * self.unit
 
 
 def _float64_copy(layer, folded):
@@ -57,7 +71,7 @@ def _float64_copy(layer, folded):
 
 def _cast(dtype, values):
     """Float tensors among `values` in another dtype: a user's own layer, or an operator with constants in it, takes what it was built for."""
-    return tf.nest.map_structure(lambda x: tf.cast(x, dtype) if hasattr(x, "dtype") and hasattr(x, "shape") and x.dtype.is_floating else x, values)
+    return tf.nest.map_structure(lambda x: tf.cast(x, dtype) if hasattr(x, "dtype") and hasattr(x, "shape") and tf.as_dtype(x.dtype).is_floating else x, values)
 
 
 def settle(model):
