@@ -85,7 +85,7 @@ class Watch(keras.layers.Layer):
                 state["frozen"].assign(state["frozen"] | (state["frequency"] > threshold))
                 held = tf.round(state["mean"]) * _spread(quantizer.step(value, variables), kernel.shape)
                 kernel.assign(tf.where(state["frozen"], held, value))
-                codes = tf.where(state["frozen"], tf.round(state["mean"]), codes)
+                codes = _codes(kernel, quantizer, variables)  # held weights move the threshold of a ternary kernel, and so codes of others
             state["codes"].assign(codes)
 
     def share(self):

@@ -37,7 +37,9 @@ def simplify(model):
         axes of length 1}); layers without weights may be missing.
     """
     copier = _Copier({call.layer.name for call in graph.calls(model)})
-    return graph.rebuild(model, copier.copy), copier.sources
+    copy = graph.rebuild(model, copier.copy)
+    there = {layer.name for layer in copy.layers}  # of what a layer stands for, as tf.shape in a reshape, nothing is left
+    return copy, {name: variables for name, variables in copier.sources.items() if name in there}
 
 
 class _Copier:

@@ -116,7 +116,7 @@ BODIES = {  # and whether all of it is integers
     "concat": (lambda x: tf.concat([conv(x, activation="relu"), conv(x)], -1), True),
     "concat of rows": (lambda x: tf.concat([conv(x, activation="relu"), conv(x)], 1), False),
     "reshape": (lambda x: tf.reshape(conv(x, activation="relu"), [-1, 512]), True),
-    "reshape by its shape": (lambda x: tf.reshape(conv(x), [tf.shape(x)[0], 512]), False),
+    "reshape by its shape": (lambda x: tf.reshape(conv(x), [tf.shape(x)[0], 512]), True),
     "resize between pixels": (lambda x: conv(tf.image.resize(conv(x), [4, 4])), False),
     "averages in a function": (lambda x: conv(Smaller()(conv(x))), False),
     "averages that pad": (lambda x: conv(tf.nn.avg_pool2d(conv(x), 3, 2, "SAME")), False),
