@@ -17,8 +17,10 @@ __all__ = ["native_chatter_off"]
 
 def _load_tfmot():
     """Loads it without Keras 3: it looks there for `keras.engine`, in vain, and loading Keras 3 takes seconds (BUILD.md)."""
-    import tensorflow  # noqa: F401
+    import tensorflow
 
+    # a run makes many networks, each with functions of its own
+    tensorflow.get_logger().addFilter(lambda record: "tf.function retracing" not in record.getMessage())
     hidden = sys.modules.setdefault("keras", None)  # makes `import keras` an ImportError
     try:
         import tensorflow_model_optimization  # noqa: F401

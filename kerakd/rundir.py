@@ -29,6 +29,9 @@ MEASURED = ("sensitivity.json",)  # of a run's networks, where its page looks fo
 LOCK = ".lock"  # held by the process that trains in a run directory
 
 
+_HELD = "--workdir: expected a run that no other process trains, received {}; wait for that one, or stop it first"
+
+
 class RunDirectory:
     """A run directory.
 
@@ -75,6 +78,8 @@ class RunDirectory:
         if self.path.exists() and not self.path.is_dir():
             raise BadInput(f"--workdir: expected a directory, received the file {self.path}")
         if flags.exists() and not resume and not overwrite:
+            if not getattr(self._let_go, "alive", False) and self._is_held():
+                raise BadInput(_HELD.format(self.path))
             raise BadInput(
                 f"--workdir: expected a new directory, received {self.path}, which holds a run; give --resume to go on with it or --overwrite to start anew"
             )
@@ -157,7 +162,18 @@ class RunDirectory:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however this process ends
         except BlockingIOError:
-            raise BadInput(f"--workdir: expected a run that no other process trains, received {self.path}; wait for that one, or stop it first") from None
+            raise BadInput(_HELD.format(self.path)) from None
+
+    def _is_held(self):
+        """Whether another process trains in it."""
+        try:
+            with (self.path / LOCK).open("rb+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:  # it has none, or is another's: who would write there is told so
+            pass
+        return False
 
     def metrics(self):
         """[{"stage", "epoch", ...}] in the order of training."""
@@ -223,6 +239,8 @@ class RunDirectory:
     def results(self):
         """Raises: BadInput if the run is not complete."""
         if not self.complete:
+            if not self.path.is_dir():
+                raise BadInput(f"--{self.flag}: expected a complete run, received {self.path}, which is not there; give its directory")
             raise BadInput(
                 f"--{self.flag}: expected a complete run, received {self.path} without results.json; train it, or go on with python -m kerakd.train --resume"
             )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import logging
 import re
 import sys
 
@@ -346,3 +347,11 @@ def test_memory_that_is_not_there_is_one_line(capsys):
         "kerakd: memory: expected enough, received an error (OOM when allocating tensor with shape[1,1000000,1000000,3]); "
         "take smaller images, batches or networks\n"
     )
+
+
+@pytest.mark.parametrize(
+    "message, shown", [("5 out of the last 11 calls to f triggered tf.function retracing. Tracing is expensive", False), ("another", True)]
+)
+def test_advice_to_who_wrote_a_function_is_kept_from_who_trains(message, shown):
+    record = logging.LogRecord("tensorflow", logging.WARNING, "", 0, message, None, None)
+    assert bool(tf.get_logger().filter(record)) == shown

@@ -366,3 +366,16 @@ def test_a_teacher_by_its_home_folder_is_found_in_the_run_that_would_go(tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(BadInput, match="--overwrite"):
         RunDirectory(tmp_path / "run").check_apart({"teacher": "~/run/models/teacher.keras"})
+
+
+def test_a_run_that_another_process_trains_says_so_to_who_would_begin_one_there(claimed):
+    with pytest.raises(BadInput, match="expected a run that no other process trains"):
+        RunDirectory(claimed.path).check("--a=1\n", resume=False, overwrite=False)
+    claimed.close()
+    with pytest.raises(BadInput, match="holds a run; give --resume"):
+        RunDirectory(claimed.path).check("--a=1\n", resume=False, overwrite=False)
+
+
+def test_a_run_that_is_not_there_is_called_so(tmp_path):
+    with pytest.raises(BadInput, match="expected a complete run, received .*, which is not there"):
+        RunDirectory(tmp_path / "nowhere").results()

@@ -1285,3 +1285,14 @@ def test_a_bound_of_a_relu_that_no_image_reached_is_kept(bound, interval):
     student.get_layer("before").layer.bias.assign(np.full(3, 9.0))
     made = keras.Model(student.input, layer.output)(np.ones((4, 4), np.float32)).numpy()
     assert made.max() == pytest.approx(min(bound, interval), rel=1e-6)
+
+
+@pytest.mark.parametrize("softplus", [L.Activation("softplus"), tf.nn.softplus, L.Dense(4, "softplus", kernel_initializer="identity")])
+def test_a_softplus_of_large_values_is_no_less_in_the_file(softplus):
+    inputs = keras.Input((4,))
+    x = L.Dense(4, kernel_initializer="ones")(inputs)
+    student = kerakd.quantize(keras.Model(inputs, L.Dense(3)(softplus(x))), SCHEMES["W8A8"])
+    images = np.random.default_rng(0).uniform(-100, 100, (64, 4)).astype(np.float32)
+    kerakd.calibrate(student, images)
+    proof = verify(student, to_tflite(student), images)
+    assert proof.logits_equal > 0.95 and proof.max_steps <= 1

@@ -8,7 +8,7 @@ from tensorflow.lite.python.convert_phase import ConverterError
 from kerakd import graph
 from kerakd.chatter import native_chatter_off
 from kerakd.errors import BadInput, first_line
-from kerakd.kinds import is_exact
+from kerakd.kinds import OPERATORS, is_exact, operator
 from kerakd.tflite import flatfile
 from kerakd.tflite.fold import fold
 from kerakd.tflite.lint import ENDS, check
@@ -67,7 +67,7 @@ def _convert(model, folded, io):
         traced = tf.compat.v1.get_default_graph()
         before = len(traced.get_operations())
         args, kwargs = tf.nest.map_structure(_kept_float, (args, kwargs))  # a copied model gives all but the first by name
-        outputs = _in_float32(layer)(*args, **kwargs)
+        outputs = _softplus(*args, **kwargs) if _is_softplus(layer) else _in_float32(layer)(*args, **kwargs)
         averages = any(operation.type in AVERAGES for operation in traced.get_operations()[before:])
         return tf.nest.map_structure(_kept_float, outputs) if averages else outputs
 
@@ -100,6 +100,15 @@ def _kept_float(x):
     """x, read or made by a layer that stays float: without this the converter makes integers of means inside it, rounded to the grid of x, and
     has AVERAGES read x on the grid of what they make, which clips it."""
     return x + 1e-30 if tf.is_tensor(x) and x.dtype.is_floating else x
+
+
+def _is_softplus(layer):
+    return (isinstance(layer, OPERATORS) and operator(layer) == "softplus") or getattr(layer, "activation", None) is keras.activations.softplus
+
+
+def _softplus(features, name=None):
+    """As TensorFlow computes it; the converter makes log(exp(x) + 1) of it, which is 88 from 88 on."""
+    return tf.nn.relu(features) + tf.math.log(tf.exp(-tf.abs(features)) + 1.0)
 
 
 def _in_float32(layer):
