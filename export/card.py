@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import zipfile
 from importlib import metadata
 
@@ -40,7 +41,7 @@ def versions():
 
 def _code(name):
     """A name as code in Markdown, whatever characters it has."""
-    marks = "``" if "`" in name else "`"
+    marks = "`" * (1 + max(map(len, re.findall("`+", name)), default=0))  # more than the name has in a row
     return f"{marks} {name} {marks}" if "`" in name else f"{marks}{name}{marks}"
 
 

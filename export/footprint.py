@@ -14,8 +14,8 @@ Weights of layers that the scheme leaves in float (GroupNorm, a transposed convo
 Activations are the tensors that exist at inference: images, and what an operation writes with the BatchNorm and the
 ReLU behind it; reshapes and dropout write nothing. A tensor has the bits that the scheme gives it: the width, but 8 at any
 lower width for the images, the last layer's input, the logits and whatever can be negative, so half the width is not half
-the bytes. Each is rounded up to a byte in each image. At W8A8 they are the tensors of kerakd's int8 file, but for its reshapes
-and its float copies of images and logits. There are two readings:
+the bytes. Each is rounded up to a byte in each image. At W8A8 they are the tensors of kerakd's int8 file, but for its reshapes,
+its float copies of images and logits, and what a file moves to another grid by a multiplication by 1 (`NAME_narrow`, `NAME_apart`). There are two readings:
 
 peak  the most bytes that must be alive at once if the operations run one by one in the graph's order, each tensor from the
       operation that writes it to the last one that reads it, none written over another. A runtime's arena needs that at least;
@@ -247,7 +247,7 @@ def _bytes_of_weights(layer, quantizer, folded):
 
 
 def _as_float(model):
-    """A quantized model without its quantizers and multiplications by 1, and what narrows its sums: a ReLU where a quantizer stands for it."""
+    """A quantized model without its quantizers and multiplications by 1, which move tensors to other grids: a ReLU where a quantizer stands for it."""
     made = {}
 
     def strip(layer, args, kwargs):

@@ -56,8 +56,9 @@ def _said_of_nothing(teacher, student):
 
 def check_apart(teacher, student):
     """Raises BadInput where a variable that moves as the student learns is the teacher's as well: it would not stay what it is."""
-    norms = [layer for layer in student._flatten_layers() if isinstance(layer, L.BatchNormalization) and layer.trainable]
-    moving = {variable.ref() for variable in student.trainable_variables} | {variable.ref() for norm in norms for variable in norm.variables}
+    layers = [layer for layer in student._flatten_layers() if layer.trainable]
+    averages = [variable for layer in layers for variable in layer._non_trainable_weights if "moving_" in variable.name]  # of BatchNorms of any class
+    moving = {variable.ref() for variable in [*student.trainable_variables, *averages]}
     shared = [variable.name for variable in teacher.variables if variable.ref() in moving]
     if shared:
         raise BadInput(
@@ -93,7 +94,7 @@ def check_logits(model, argument):
         says = applied or isinstance(layer, L.Softmax) or any(getattr(layer, name, None) in PROBABILITIES for name in ("activation", "function"))
         if says and any(map(_ends, call.outputs)):
             own = not applied and not isinstance(layer, L.Softmax)
-            remedy = "give the layer activation=None" if own else "leave that out, as by tf_keras.Model(model.input, model.layers[-2].output)"
+            remedy = "give the layer activation=None" if own else "leave it out: tf_keras.Model(model.input, what it is given)"
             raise BadInput(f"{argument}: expected logits, received probabilities: {layer.name!r} ends in softmax or sigmoid; {remedy}")
 
 

@@ -12,7 +12,7 @@ import typing
 import tensorflow as tf
 from absl import flags
 
-from kerakd.errors import BadInput, first_line
+from kerakd.errors import BadInput
 
 REMEDIES = {  # for what the system refuses
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room"),
@@ -140,7 +140,9 @@ def _at_home(value):
 
 
 def program(main):
-    """Runs main() -> None as a program: a BadInput, or a file that the system refuses, is one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Runs main() -> None as a program: a BadInput, a file that the system refuses, or memory or disk that is full, is one line on stderr and exit
+    status 2, Ctrl-C exit status 130.
+    """
     try:
         main()
     except BadInput as error:
@@ -153,7 +155,11 @@ def program(main):
         print(f"kerakd: {error.filename or 'disk'}: {told}", file=sys.stderr)
         sys.exit(2)
     except tf.errors.ResourceExhaustedError as error:
-        print(f"kerakd: memory: expected enough, received an error ({first_line(error)}); take smaller images, batches or networks", file=sys.stderr)
+        disk, memory = (re.search(rf"[^\n]*({words})[^\n]*", error.message) for words in ("No space left|quota exceeded", "OOM when|[Ff]ailed to alloc"))
+        if not disk and not memory:
+            raise
+        remedy = REMEDIES[errno.ENOSPC] if disk else "take smaller images, batches or networks"
+        print(f"kerakd: {'disk' if disk else 'memory'}: expected enough, received an error ({(disk or memory)[0].strip()}); {remedy}", file=sys.stderr)
         sys.exit(2)
     except tf.errors.OpError as error:
         found = re.search(r"BadInput: (.*)", error.message)  # of a function that TensorFlow called, as for an image that can't be read

@@ -76,7 +76,7 @@ class Distiller(keras.Model):
         hint_weight: of the hints' losses together.
         teacher_cache: a `kerakd.cache.TeacherCache`: what frozen teachers say of a place is computed once, and read from then on.
     Raises: BadInput for a Keras 3 model, outputs that are probabilities, numbers of classes that differ, a missing teacher,
-        one that shares what the student learns.
+        one that shares what moves as the student learns; hints beside an add_loss of a tensor.
     """
 
     def __init__(
@@ -249,6 +249,7 @@ class Distiller(keras.Model):
         oscillation.check_treatment(self.student, dampening, freezing, watch)
         hard = loss or keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         optimizers = {name: self._loss_scales.around(one) for name, one in optimizers.items()}
+        self._spare(optimizers.values())
         super().compile(optimizer=optimizers.pop("optimizer"), loss=hard, metrics=metrics, **kwargs)
         self._expects_numbers = loss is None
         self._knows_range = type(hard) is keras.losses.SparseCategoricalCrossentropy and hard.get_config().get("ignore_class") is None
@@ -303,8 +304,9 @@ class Distiller(keras.Model):
     def fit(self, x=None, y=None, *args, **kwargs):
         """As `keras.Model.fit`.
 
-        Raises: BadInput for networks without calibrated intervals or trainable variables, labels outside the classes, validation without labels, a
-            callback that saves a Distiller whole; Diverged for a step whose loss is not finite, before it changes any trained weight (not under
+        Raises: BadInput for networks without calibrated intervals or trainable variables, a teacher that shares what the student moves, labels outside
+            the classes or that are strings, validation without labels, a callback that saves a Distiller whole or to a path that has no place for
+            its weights; Diverged for a step whose loss is not finite, before it changes any trained weight (not under
             jit_compile: XLA leaves such checks out).
         """
         y = self._by_name(y, "labels")
@@ -313,14 +315,20 @@ class Distiller(keras.Model):
         for teacher in self.teachers:  # what was frozen when it was made may learn now
             check_apart(teacher, self.student)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        check_fit(x, y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
+        with self.distribute_strategy.scope():
+            check_fit(x, y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
         self._eval_data_handler = None  # the images that a fit which was stopped validated on: Keras would take them again
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
             if self.watch is not None:
-                self.watch.renew()
+                self._renew()
         with explained(self.student.output_shape[-1]):
             return super().fit(x, y, *args, **kwargs)
+
+    @tf.function(autograph=False)
+    def _renew(self):
+        with self._ops():  # codes as the step computes them
+            self.watch.renew()
 
     def _check(self, y, training=False):
         """Raises BadInput for networks without calibrated intervals, labels outside the classes."""
@@ -357,9 +365,12 @@ class Distiller(keras.Model):
         if not self.compiled_loss.built:
             self.compiled_loss.build(logits)
 
+    def _spare(self, optimizers):
+        """Keeps their weight decay from intervals."""
+        spare(optimizers, [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)])
+
     def _build_optimizers(self):
-        intervals = [variable for network in (self.student, *self.teachers) for _, _, variable in interval_variables(network)]
-        spare(self.optimizers.values(), intervals)  # here, as an optimizer may be given its decay after `compile`
+        self._spare(self.optimizers.values())  # again, as an optimizer may have been given its decay after `compile`
         learners = self._groups(self.learning_variables)
         if self.teacher_optimizer and self.teachers:
             learners.append((self.teacher_optimizer, self.teachers[0].trainable_variables))

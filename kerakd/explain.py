@@ -6,6 +6,7 @@ import re
 import tensorflow as tf
 
 from kerakd.errors import BadInput, Diverged
+from kerakd.soft import ROWS
 
 LOSS = "loss of a training step"  # the label of its check_numerics, by which that error is known again
 
@@ -19,8 +20,8 @@ _DIVERGED = (
 def explained(classes):
     """Runs steps of networks with that many classes.
 
-    Raises: Diverged for a loss, a weight or an interval that is not finite, BadInput for labels outside the classes and for what the
-        step itself refused; what is neither, as it came.
+    Raises: Diverged for a loss, a weight or an interval that is not finite, BadInput for labels outside the classes, rows of labels or more or fewer
+        labels than images where shapes are not known before, and for what the step itself refused; what is neither, as it came.
     """
     try:
         yield
@@ -32,10 +33,16 @@ def explained(classes):
             averages = "the averages of BatchNorms may have it all the same: go back to a checkpoint, or call kerakd.batchnorm.reestimate"
             told = _DIVERGED.format("loss: expected a finite one", f"{found[1]} (no trained weight was changed by this step)")
             raise Diverged(f"{told}; {averages}") from error
-        if "logits and labels must have the same first dimension" in error.message:  # of a generator shapes are known only as they come
-            raise BadInput(
-                "labels: expected class numbers [n], received rows of several numbers; give compile(loss=CategoricalCrossentropy(from_logits=True))"
-            ) from error
+        if ROWS in error.message:
+            raise BadInput("soft_loss: expected class numbers in the batches for a loss that uses them, received rows; take kl, or give numbers") from error
+        found = re.search(r"got logits shape \[(\d+),\d+\] and labels shape \[(\d+)\]", error.message)  # of a generator they are known only as they come
+        if found:
+            images, labels = map(int, found.groups())
+            if labels > images and labels % images == 0:
+                told = "class numbers [n], received rows of several numbers; give compile(loss=CategoricalCrossentropy(from_logits=True))"
+            else:
+                told = f"as many as images in each batch, received {labels} for {images}"
+            raise BadInput(f"labels: expected {told}") from error
         if "outside the valid range" not in error.message:  # labels of a dataset are seen only as they come
             raise
         raise BadInput(f"labels: expected 0 to {classes - 1}, as the networks have {classes} classes, received others in the dataset") from error

@@ -3,7 +3,6 @@
 import tf_keras as keras
 
 from kerakd import losses
-from kerakd.checks import check_kept_losses
 from kerakd.errors import BadInput
 from kerakd.graph import check_functional, flat
 
@@ -17,7 +16,8 @@ class Hints:
         loss: a key of losses.FEATURES. "hint" compares values: a 1x1 convolution, which learns, brings the student's channels
             to the teacher's. "attention" compares where the energy is: only the sizes of the images have to agree.
         weight: of all pairs together.
-    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ or have no positions to attend to, a teacher that is not made of layers alone.
+    Raises: BadInput for an unknown layer or loss, outputs whose sizes differ or have no positions to attend to, a teacher that is not made of layers
+        alone, an add_loss of a tensor, which a copy of the student would not have.
 
     Attributes `student` and `teacher` are the same networks, answering [logits, the layers' outputs ...].
     """
@@ -28,7 +28,8 @@ class Hints:
         if loss not in losses.FEATURES:
             raise BadInput(f"hint_loss: expected one of {', '.join(losses.FEATURES)}, received {loss!r}")
         check_functional(teacher, "teacher")
-        check_kept_losses(student, "student")
+        if lost := next((layer.name for layer in student.layers if type(layer).__name__ == "AddLoss"), None):
+            raise BadInput(f"student: expected no add_loss of a tensor beside hints, received {lost!r}; give add_loss a function, or leave the hints out")
         self.loss, self.weight = losses.FEATURES[loss], weight
         if any(theirs not in {layer.name for layer in teacher.layers} for _, theirs in pairs):
             teacher = flat(teacher)

@@ -156,8 +156,9 @@ def _reshape(copier, name, values):
     x, shape = values if len(values) == 2 else (None, None)
     if not isinstance(shape, (list, tuple)) or not all(isinstance(side, int) for side in shape[1:]) or None in x.shape[1:]:
         return None
-    first = shape[0] if isinstance(shape[0], int) else -1  # tf.shape(x)[0]: if the others are all of an image, it can be nothing else
-    return copier.new(L.Reshape, name, shape[1:])(x) if first == -1 and np.prod(shape[1:]) == np.prod(x.shape[1:]) > 0 and min(shape[1:]) > 0 else None
+    first, sides = shape[0] if isinstance(shape[0], int) else -1, shape[1:]  # tf.shape(x)[0]: if the others are all of an image, it can be nothing else
+    whole = first == -1 and np.prod(sides) == np.prod(x.shape[1:]) > 0 and all(side > 0 for side in sides)
+    return copier.new(L.Reshape, name, sides)(x) if whole else None
 
 
 def _window(sides):

@@ -57,12 +57,12 @@ class Watch(keras.layers.Layer):
         return {name: tf.Variable(value, trainable=False, name=f"watch_{name}") for name, value in _beginning(_codes(kernel, quantizer, variables)).items()}
 
     def renew(self):
-        """Begins anew with kernels whose codes something else than a step has changed, as set_weights or a calibration; to be called before a training."""
+        """Begins anew with weights whose codes something else than a step has changed, as set_weights or a calibration; to be called before a training."""
         for kernel, state in zip(self.watched, self.states, strict=True):
             codes = _codes(*kernel)
-            if bool(tf.reduce_any(codes != state["codes"])):
-                for name, value in _beginning(codes).items():
-                    state[name].assign(value)
+            changed = codes != state["codes"]
+            for name, value in _beginning(codes).items():
+                state[name].assign(tf.where(changed, value, state[name]))
 
     def update(self, threshold=None):
         """To be called after each step. threshold: frequency above which a weight is frozen; None freezes none."""

@@ -180,9 +180,9 @@ def _part(steps):
     for step in steps:
         if step.output and computes(step.call.layer, L.GlobalAveragePooling2D):
             made = by_call.get(id(_origin(step.call.inputs[0])))
-            if made is not None and made.output and made.group == step.group:
+            if made is not None and made.group == step.group:  # of a concatenation, whose operands have the quantizer, as well
                 taken.add(name := free_name(f"{step.call.layer.name}_apart", taken))
-                step.narrowed = made.output, name
+                step.narrowed = step.output, name
 
 
 def free_name(wanted, taken):

@@ -195,8 +195,8 @@ def quantize(model, scheme):
         scheme: a Scheme.
     Returns: a functional tf_keras model.
     Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer; probabilities instead of logits;
-        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, add_loss, layers of tfmot. Layers that stay
-        float are named on stderr.
+        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, add_loss, add_metric, layers of
+        tfmot. Layers that stay float are named on stderr.
     """
     _check_float(model, scheme)
     simple, sources = simplify(model)

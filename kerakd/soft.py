@@ -8,6 +8,7 @@ import tensorflow as tf
 from kerakd import losses
 from kerakd.errors import BadInput
 
+ROWS = "labels that are rows of several numbers"  # of an assertion, by which it is known again
 ENSEMBLES = ("sum", "mean")
 
 
@@ -62,7 +63,9 @@ class SoftLoss:
             raise BadInput(
                 f"soft_loss: expected class numbers in the batches for a loss that uses them, received labels {tuple(y.shape)}; take kl, or give numbers"
             )
-        return self.loss(learner, target, self.temperature, tf.reshape(y, [-1]))
+        known = y.shape.rank != 2 or y.shape[-1] is not None
+        with tf.control_dependencies([] if known else [tf.debugging.assert_equal(tf.shape(y)[-1], 1, message=ROWS)]):  # as a generator gives them
+            return self.loss(learner, target, self.temperature, tf.reshape(y, [-1]))
 
 
 def correct(logits, y):

@@ -336,17 +336,31 @@ def test_what_the_system_refuses_is_one_line(refusal, number, remedy):
     assert refusal(main)[1] == f"kerakd: x.png: expected to read or write it, received an error (refused); {remedy}\n"
 
 
-def test_memory_that_is_not_there_is_one_line(capsys):
+@pytest.mark.parametrize(
+    "message, told",
+    [
+        (
+            "Graph execution error:\n\nDetected at node x\nOOM when allocating tensor with shape[1,100000,100000,3]\n\t [[x]]",
+            "memory: expected enough, received an error (OOM when allocating tensor with shape[1,100000,100000,3]); take smaller images, batches or networks",
+        ),
+        ("/runs/x/events.v2; No space left on device", "disk: expected enough, received an error (/runs/x/events.v2; No space left on device); make room"),
+    ],
+)
+def test_what_is_full_is_one_line(capsys, message, told):
     def main():
-        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[1,1000000,1000000,3]")
+        raise tf.errors.ResourceExhaustedError(None, None, message)
 
     with pytest.raises(SystemExit) as ended:
         commandline.program(main)
-    assert ended.value.code == 2
-    assert capsys.readouterr().err == (
-        "kerakd: memory: expected enough, received an error (OOM when allocating tensor with shape[1,1000000,1000000,3]); "
-        "take smaller images, batches or networks\n"
-    )
+    assert ended.value.code == 2 and capsys.readouterr().err == f"kerakd: {told}\n"
+
+
+def test_what_is_exhausted_otherwise_is_raised():
+    def main():
+        raise tf.errors.ResourceExhaustedError(None, None, "too many open streams")
+
+    with pytest.raises(tf.errors.ResourceExhaustedError):
+        commandline.program(main)
 
 
 @pytest.mark.parametrize(

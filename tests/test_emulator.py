@@ -420,3 +420,5 @@ def test_integers_for_a_file_of_integers_are_codes_or_pixels_and_so_refused():
     with pytest.raises(BadInput, match="images: expected float ones, as the Keras model takes them, received uint8, which may be codes or pixels"):
         emulate(kerakd.to_tflite(student, io="uint8"), codes)
     assert emulate(kerakd.to_tflite(student), codes).shape == (2, 3)
+    tensor = tf.constant(codes / 8.0, tf.float32)
+    np.testing.assert_array_equal(emulate(kerakd.to_tflite(student, io="uint8"), tensor), emulate(kerakd.to_tflite(student), tensor))

@@ -131,7 +131,7 @@ def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, ima
     files = {"int8": "student.tflite", "int4": "student.int4.tflite"}
     assert made["sha256"] == {container: hashlib.sha256((directory / file).read_bytes()).hexdigest() for container, file in files.items()}
     assert "logits; the class is the largest: 0 `0`, 1 `1`, 2 `2`, 3 `3`, 4 `4`, 5 `5`, 6 `6`, 7 `7`, 8 `8`, 9 `9`\n" in text
-    assert card._code("a|b, <c>") == "`a|b, <c>`" and card._code("back`tick") == "`` back`tick ``"
+    assert card._code("a|b, <c>") == "`a|b, <c>`" and card._code("back``tick") == "``` back``tick ```"
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(directory)
     known = {"image": np.rint((images[0] + 1) * 127.5)}

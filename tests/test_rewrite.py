@@ -134,6 +134,7 @@ CASES = {  # what is called on inputs of which shape, and how many layers of whi
     "x + y of one pixel": (IMAGE, lambda x: x + L.GlobalAveragePooling2D(keepdims=True)(x), {"GlobalAveragePooling2D": 1, "Reshape": 1, "Add": 1}),
     "x + y of one channel": (IMAGE, lambda x: x + branch(x, 1), {"Dense": 1, "Add": 1}),
     "reshape by the number of images": (IMAGE, lambda x: tf.reshape(x, (tf.shape(x)[0], math.prod(x.shape[1:3]), x.shape[3])), {"Reshape": 1}),
+    "reshape of one number to none": (VECTOR, lambda x: L.Dense(2)(L.Reshape((1,))(tf.reshape(L.Dense(1)(x), [-1]))), None),
     "pools": (
         IMAGE,
         lambda x: tf.nn.avg_pool(tf.nn.max_pool2d(x, [1, 2, 2, 1], 1, "SAME"), [2, 3], [2, 2], "VALID"),

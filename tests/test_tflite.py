@@ -1239,11 +1239,13 @@ def test_a_channel_that_reaches_its_grid_from_either_side_matters():
     assert folding._matters(kernel, Grid(1.0, 0, 1), Grid(1.0, 0, 255)).all()
 
 
-@pytest.mark.parametrize("activation", ["relu", None])
-def test_a_mean_that_meets_its_own_tensor_in_a_concatenation_is_exact(activation):
+@pytest.mark.parametrize("kind", ["of a ReLU", "of either sign", "of a concatenation"])
+def test_a_mean_that_meets_its_own_tensor_in_a_concatenation_is_exact(kind):
     """Of 28 values on one grid with their mean many a total is a tie, whatever the step."""
     inputs = keras.Input((28, 3))
-    x = L.Conv1D(8, 3, padding="same", activation=activation, name="rows")(inputs)
+    x = L.Conv1D(8, 3, padding="same", activation=None if kind == "of either sign" else "relu", name="rows")(inputs)
+    if kind == "of a concatenation":
+        x = L.Concatenate()([x, L.Conv1D(4, 1, activation="relu")(inputs)])
     x = L.Concatenate()([L.GlobalAveragePooling1D(name="mean")(x), L.GlobalMaxPooling1D()(x)])
     net = randomize(keras.Model(inputs, L.Dense(5)(x)))
     student = kerakd.quantize(net, SCHEMES["ternary-A8"])
@@ -1260,7 +1262,13 @@ def test_sums_beyond_2_to_the_24_are_rounded_as_xnnpack_multiplies_them():
     inputs = keras.Input((3072,))
     student = kerakd.quantize(keras.Model(inputs, L.Dense(4, kernel_initializer="ones")(inputs)), SCHEMES["W8A8"])
     kerakd.calibrate(student, np.random.default_rng(0).random((8, 3072)).astype(np.float32))
-    assert any(isinstance(layer, reference.Accumulated) for layer in snap(student).layers)
+    snapped = snap(student)
+    assert any(isinstance(layer, reference.Accumulated) for layer in snapped.layers)
+    images = np.random.default_rng(1).random((64, 3072)).astype(np.float32)
+    assert verify(student, to_tflite(student), images).exact
+    copy = keras.models.clone_model(snapped)
+    copy.set_weights(snapped.get_weights())
+    np.testing.assert_array_equal(copy(images[:2].astype(float)), snapped(images[:2].astype(float)))
     assert not any(isinstance(layer, reference.Accumulated) for layer in snap(made_student(plain_net, SCHEMES["W8A8"])).layers)
 
 

@@ -25,7 +25,7 @@ def find(root):
             matter. What begins with a dot is passed over.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
     Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, a class without one to train on,
-        splits of other classes, a test without "train".
+        splits of other classes, a test without "train", several of either.
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
@@ -34,7 +34,8 @@ def find(root):
     if tests and not trains:
         raise BadInput(f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to train")
     if trains and (len(trains) > 1 or len(tests) != 1):
-        told = f"received {', '.join([*trains[1:], *tests]) or 'none'}; move away what is neither trained nor tested on"
+        several = [*trains[1:], *tests]
+        told = f"received {', '.join(several)}; move away what is neither trained nor tested on" if several else "received none; add one"
         raise BadInput(f"dataset: expected one folder of {', '.join(TESTS)} beside {root}/{trains[0]}, {told}")
     if trains:
         names, train = _classes(root / trains[0])

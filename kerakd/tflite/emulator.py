@@ -105,9 +105,10 @@ class Operation:
 
 def _real(images, source):
     """The images. Raises: BadInput for integers that could be the file's codes as well as pixels."""
-    if flatfile.TYPES[source.type] != "FLOAT32" and getattr(images, "dtype", np.dtype(float)).kind in "iu":
+    dtype = np.dtype(getattr(getattr(images, "dtype", float), "as_numpy_dtype", getattr(images, "dtype", float)))
+    if flatfile.TYPES[source.type] != "FLOAT32" and dtype.kind in "iu":
         raise BadInput(
-            f"images: expected float ones, as the Keras model takes them, received {images.dtype}, which may be codes or pixels; give codes as "
+            f"images: expected float ones, as the Keras model takes them, received {dtype}, which may be codes or pixels; give codes as "
             "(codes.astype(float) - zero_point) * scale, by those in the file, and pixels as floats"
         )
     return images

@@ -132,7 +132,7 @@ def _odd_bounds(model, calls):
         reader = call.sole_reader  # a quantizer that tensors of a concatenation share leaves the bound where it is, at no grid's end
         inside = is_relu(call.layer) and reader is not None and isinstance(reader.layer, QuantizedActivation)
         if inside and call.layer.max_value not in (None, 6.0):  # files have a ReLU6
-            yield Finding(call.layer.name, f"a bound of {call.layer.max_value:g} in a concatenation", "take 6 or none", True)
+            yield Finding(call.layer.name, f"a bound of {call.layer.max_value:g}{' in a concatenation' * bool(call.layer.max_value)}", "take 6 or none", True)
 
 
 def _called_in_training(model, calls):

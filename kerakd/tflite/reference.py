@@ -37,7 +37,7 @@ def snap(model, folded=None):
             value = clone(*args, **kwargs)
         else:
             value = _cast("float64", clone(*_cast(clone.compute_dtype, args), **_cast(clone.compute_dtype, kwargs)))
-        return value if linear is None or linear.largest <= 2**24 else Accumulated(linear.unit)(value)
+        return value if linear is None or linear.largest <= 2**24 else Accumulated(linear.unit, name=f"{layer.name}_accumulated")(value)
 
     snapped = graph.rebuild(model, copy, dtype="float64")
     for clone, values in made.values():
@@ -48,13 +48,16 @@ def snap(model, folded=None):
 class Accumulated(L.Layer):
     """Sums beyond 2^24 as XNNPACK multiplies them: rounded to float32, in units of the accumulator."""
 
-    def __init__(self, unit):
-        super().__init__(dtype="float64")
-        self.unit = unit
+    def __init__(self, unit, **kwargs):
+        super().__init__(**{"dtype": "float64", **kwargs})
+        self.unit = np.asarray(unit)
 
     def call(self, x):
         units = tf.cast(tf.cast(tf.round(x / self.unit), tf.float32), tf.float64)
         return units * self.unit
+
+    def get_config(self):
+        return {**super().get_config(), "unit": self.unit.tolist()}
 
 
 def _float64_copy(layer, folded):
