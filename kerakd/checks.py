@@ -66,13 +66,13 @@ def check_apart(teacher, student):
         )
 
 
-def check_kept_losses(model, argument):
+def check_kept_losses(model):
     """Raises BadInput for losses that `add_loss` gave a model or a layer: a model made of its layers would not have them. Regularizers are kept."""
     for layer in model._flatten_layers():
         given = [one for one in layer._callable_losses if getattr(getattr(one.args[0], "func", None), "__name__", "") != "_loss_for_variable"]
         if given or type(layer).__name__ in ("AddLoss", "AddMetric"):
             received = "add_metric" if type(layer).__name__ == "AddMetric" else "add_loss"
-            raise BadInput(f"{argument}: expected no {received}, received one in {layer.name!r}; leave it out and add it in the training step")
+            raise BadInput(f"model: expected no {received}, received one in {layer.name!r}; leave it out and add it in the training step")
 
 
 def check_classifier(model, argument):

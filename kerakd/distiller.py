@@ -315,7 +315,7 @@ class Distiller(keras.Model):
         for teacher in self.teachers:  # what was frozen when it was made may learn now
             check_apart(teacher, self.student)
         given = inspect.signature(super().fit).bind(x, y, *args, **kwargs).arguments
-        with self.distribute_strategy.scope():
+        with self.distribute_strategy.scope():  # where the number of replicas is known
             check_fit(x, y, *(given.get(name) for name in ("callbacks", "validation_split", "validation_data")))
         self._eval_data_handler = None  # the images that a fit which was stopped validated on: Keras would take them again
         with self.distribute_strategy.scope():

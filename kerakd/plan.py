@@ -22,7 +22,7 @@ L = keras.layers
 class Step:
     """What `quantize` does at one call of a layer.
 
-    kernel: the quantizer of the layer's kernel, or None.
+    call: of the model that `simplify` made. kernel: the quantizer of its layer's kernel, or None.
     output: that of the call's output, or None. group: outputs of one group share one quantizer and its interval.
     absorbed: whether the quantizer of its output takes the layer's place.
     narrowed: None, or (quantizer, name) of what it reads instead of its input: that, on a grid of its own. One name is one tensor.

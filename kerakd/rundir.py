@@ -27,8 +27,6 @@ WRITTEN = (
 EXPORTED = ("student.tflite", "student.int4.tflite", "student.json", "student.md")
 MEASURED = ("sensitivity.json",)  # of a run's networks, where its page looks for it
 LOCK = ".lock"  # held by the process that trains in a run directory
-
-
 _HELD = "--workdir: expected a run that no other process trains, received {}; wait for that one, or stop it first"
 
 

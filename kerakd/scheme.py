@@ -93,7 +93,7 @@ def _check_float(model, scheme):
     if not isinstance(scheme, Scheme):
         raise BadInput(f"scheme: expected a kerakd.Scheme, received {scheme!r}")
     check_logits(model, "model")
-    check_kept_losses(model, "model")
+    check_kept_losses(model)
     for source in model.inputs:
         if source.dtype != tf.float32:
             raise BadInput(f"model: expected float inputs, received {source.dtype.name} for {source.node.layer.name!r}; scale the images before the model")

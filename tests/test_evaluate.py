@@ -103,6 +103,7 @@ def test_a_long_name_is_shortened_in_the_picture():
 def test_the_picture_has_numbers_where_there_is_room(classes):
     figure = figure_of(np.eye(classes, dtype=int) * 4, [f"class {k}" for k in range(classes)], "x")
     assert [text.get_text() for text in figure.axes[0].texts] == (["100"] * 3 if classes == 3 else [])
+    assert len(figure.axes[0].get_xticks(minor=True)) == len(figure.axes[0].get_yticks(minor=True)) == (2 if classes == 3 else 0)  # between cells
     norm = figure.axes[0].images[0].norm
     assert norm(1.0) == pytest.approx(0.01 if classes == 3 else 0.1) and (norm.vmin, norm.vmax) == (0, 100)  # what few images are taken for is seen
 

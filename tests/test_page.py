@@ -50,6 +50,7 @@ def test_a_student_without_quantized_kernels_has_no_such_picture():
 def test_intervals_are_drawn_as_shares_of_the_first_epoch():
     rows = [{"stage": "taught_0", "epoch": k, "a weights": 2.0 + k, "b activations": 4.0 - k} for k in range(3)]
     left, right = page.intervals_figure(rows).axes
+    assert not any(axes.yaxis.get_major_formatter().get_useOffset() for axes in (left, right))
     np.testing.assert_allclose(left.lines[0].get_ydata(), [1, 1.5, 2])
     np.testing.assert_allclose(right.lines[0].get_ydata(), [1, 0.75, 0.5])
 

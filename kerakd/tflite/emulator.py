@@ -105,7 +105,7 @@ class Operation:
 
 def _real(images, source):
     """The images. Raises: BadInput for integers that could be the file's codes as well as pixels."""
-    dtype = np.dtype(getattr(getattr(images, "dtype", float), "as_numpy_dtype", getattr(images, "dtype", float)))
+    dtype = np.asarray(images).dtype if hasattr(images, "dtype") else np.dtype(float)
     if flatfile.TYPES[source.type] != "FLOAT32" and dtype.kind in "iu":
         raise BadInput(
             f"images: expected float ones, as the Keras model takes them, received {dtype}, which may be codes or pixels; give codes as "

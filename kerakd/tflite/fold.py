@@ -52,7 +52,7 @@ class Kernel:
 
     def largest_sum(self, x):
         """The largest sum of products of the codes that an input on the grid `x` can make."""
-        return int(np.abs(self.flat).sum(0).max()) * max(-x.low, x.high)
+        return int(_largest_sums(self.flat, x).max())
 
 
 @dataclasses.dataclass
@@ -86,8 +86,7 @@ class Linear:
     @property
     def largest(self):
         """What its accumulator can come to at most."""
-        sums = np.abs(self.codes.reshape(-1, len(self.steps))).sum(0) * max(-self.x.low, self.x.high)
-        return int((sums + np.abs(self.bias)).max())
+        return int((_largest_sums(self.codes.reshape(-1, len(self.steps)), self.x) + np.abs(self.bias)).max())
 
     def layer(self, **changes):
         """A fresh Keras layer for these codes, with a bias."""
@@ -241,6 +240,11 @@ def _half_an_accumulator(bits):
     return 2.0 ** (30 if bits == 8 else 26)
 
 
+def _largest_sums(flat, x):
+    """[C]: the largest sums of products of codes [inputs of an output, C] that an input on the grid `x` can make."""
+    return np.abs(flat).sum(0) * max(-x.low, x.high)
+
+
 def _most(largest, bits, name):
     """How large a headroom sums of at most `largest` leave in an accumulator. Raises: BadInput where they have none without it."""
     if largest > _half_an_accumulator(bits):
@@ -253,7 +257,7 @@ def _most(largest, bits, name):
 
 def _matters(kernel, x, y):
     """[C]: whether inputs could move the channel by a step, within the grid of the output. Of less, finer steps would make the biases of all coarser."""
-    swing = np.abs(kernel.flat).sum(0) * kernel.steps * x.step * max(-x.low, x.high)
+    swing = _largest_sums(kernel.flat, x) * kernel.steps * x.step
     return (swing >= y.step) & (kernel.bias + swing > (y.low - 1) * y.step) & (kernel.bias - swing < (y.high + 1) * y.step)
 
 

@@ -37,7 +37,7 @@ def snap(model, folded=None):
             value = clone(*args, **kwargs)
         else:
             value = _cast("float64", clone(*_cast(clone.compute_dtype, args), **_cast(clone.compute_dtype, kwargs)))
-        return value if linear is None or linear.largest <= 2**24 else Accumulated(linear.unit, name=f"{layer.name}_accumulated")(value)
+        return value if linear is None or linear.largest <= 2**24 else Accumulated(linear.unit)(value)
 
     snapped = graph.rebuild(model, copy, dtype="float64")
     for clone, values in made.values():
