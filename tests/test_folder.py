@@ -99,7 +99,8 @@ def test_an_image_that_can_not_be_read_is_named(root):
             lambda root: [write(root / p / "x.png") for p in ("training/a", "training/b", "test/a", "test/b")],
             "expected a folder train beside .*/test, received none",
         ),
-        (lambda root: [(root / part).mkdir(parents=True) for part in ("train", "test", "val")], "received test, val"),
+        (lambda root: [(root / part).mkdir(parents=True) for part in ("train", "val", "valid")], "received val, valid"),
+        (lambda root: [(root / part).mkdir(parents=True) for part in ("Train", "train", "test")], "received train, test"),
         (lambda root: write(root / "only" / "x.png"), "two classes or more in .*, received 1"),
         (lambda root: (write(root / "a" / "x.png"), (root / "b").mkdir()), "expected images .* in .*b, received none"),
         (lambda root: [write(root / name / "x.png") for name in ("a", "b")], "images enough in .* for a tenth"),
@@ -111,6 +112,15 @@ def test_what_is_no_such_folder_is_refused(tmp_path, make, message):
     make(tmp_path / "x")
     with pytest.raises(BadInput, match=message):
         data.load(f"folder:{tmp_path / 'x'}")
+
+
+def test_beside_test_a_val_is_passed_over_and_said_to_be(tmp_path, capsys):
+    for part, count in (("train", 3), ("val", 5), ("Test", 2)):
+        for name in ("a", "b"):
+            for k in range(count):
+                write(tmp_path / part / name / f"{k}.png")
+    assert [split.count for split in data.load(f"folder:{tmp_path}")] == [6, 4]
+    assert f"kerakd: {tmp_path} is tested on Test; images of val are neither trained nor tested on" in capsys.readouterr().err
 
 
 def test_an_image_of_more_than_8_bits_is_refused(root):

@@ -12,7 +12,8 @@ import tensorflow as tf
 from kerakd.errors import BadInput
 
 KINDS = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp")
-TESTS = ("test", "val", "valid", "validation")
+TEST = "test"
+TESTS = (TEST, "val", "valid", "validation")
 TENTH = 10  # of a folder that is not split, one image in so many is tested on
 
 
@@ -22,15 +23,16 @@ def find(root):
     Args:
         root: a folder with a folder for each class, whose images are split by a hash of their paths in it, a tenth for the test; or one
             with folders "train" and "test" (or "val", "validation"), each with the same class folders. Where both are there, capitals don't
-            matter. What begins with a dot is passed over.
+            matter; beside "test" a "val" is passed over, as TFDS's "validation" is, and said to be. What begins with a dot is passed over.
     Returns: (names of the classes, sorted, {"train": ([path], [class]), "test": the same}), each sorted by path.
     Raises: BadInput for a folder that is not there, one with fewer than two classes, a class or a split without images, a class without one to train on,
-        splits of other classes, a test without "train", several of either.
+        splits of other classes, a test without "train", several of either of which none is "test".
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise BadInput(f"dataset: expected a folder after folder:, received {str(root)!r}, which is none")
     trains, tests = _splits(root)
+    tests = _test_before_val(root, tests) if trains else tests
     if tests and not trains:
         raise BadInput(f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to train")
     if trains and (len(trains) > 1 or len(tests) != 1):
@@ -68,6 +70,15 @@ def _splits(root):
     folders = sorted(path.name for path in root.iterdir() if path.is_dir())
     found = [[name for name in folders if name.lower() in names] for names in (("train",), TESTS)]
     return found if all(found) else [[name for name in names if name.islower()] for names in found]
+
+
+def _test_before_val(root, tests):
+    """Of several folders the one that is named test, the others being said to be unread; without it all of them."""
+    kept = [name for name in tests if name.lower() == TEST]
+    unread = [name for name in tests if name not in kept]
+    if len(kept) == 1 and unread:
+        print(f"kerakd: {root} is tested on {kept[0]}; images of {', '.join(unread)} are neither trained nor tested on", file=sys.stderr)
+    return kept if len(kept) == 1 else tests
 
 
 def _classes(root):
