@@ -45,18 +45,23 @@ def _code(name):
     return f"{marks} {name} {marks}" if "`" in name else f"{marks}{name}{marks}"
 
 
+def _grid(end):
+    """The scale and zero point of a file's input or output in words, the scale with the digits that make a float32 of it again."""
+    return f" (scale {end['scale']:.9g}, zero point {end['zero_point']})"
+
+
 def _use(card, file):
     """How the int8 file is called, for who has nothing but it."""
-    shape, (low, high), kind = card["input"]["shape"], card["input"]["range"], card["input"]["type"]
-    names, integers = card["classes"], kind != "float32"
+    source, output, classes = card["input"], card["output"], card["classes"]
+    kind, shape, (low, high), integers = source["type"], source["shape"], source["range"], source["type"] != "float32"
     return [
         "## Use",
         "",
         f"* input: {kind} {shape}, one image, channels last{', RGB' * (shape[-1] == 3)}, pixels scaled to {low:g}..{high:g} (`pixel / 127.5 - 1`)"
-        f"{', then `round(x / scale) + zero_point`' * integers}; "
+        f"{', then `round(x / scale) + zero_point`' + _grid(source) if integers else ''}; "
         "one of another size resized whole as by `tf.image.resize`: bilinear, half-pixel centers, aspect not kept, no antialiasing",
-        f"* output: {kind} [1, {len(names)}], logits{', by `(q - zero_point) * scale`' * integers}; "
-        f"the class is the largest: {', '.join(f'{k} {_code(name)}' for k, name in enumerate(names))}",
+        f"* output: {output['type']} {output['shape']}, logits{', by `(q - zero_point) * scale`' + _grid(output) if integers else ''}; "
+        f"the class is the largest: {', '.join(f'{k} {_code(name)}' for k, name in enumerate(classes))}",
         "",
         "```python",
         *(["import numpy as np"] * integers),

@@ -136,6 +136,7 @@ class Export:
         rows.append(self.row(f"  {name} in Keras", self.results[name], files["int8"]))
         for container, file in files.items():
             rows.append(self.row(f"  {name} on the {container} .tflite", scores.accuracy(file, self.test), file))
+        source, output = flatfile.ends(flatfile.read(files["int8"]))  # those of the int4 container too
         return (
             files,
             {
@@ -146,7 +147,8 @@ class Export:
                 "proofs": proofs,
                 "settled": Settling(**self.directory.settled()[name]) if name in self.directory.settled() else None,
                 "classes": list(self.classes),
-                "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1], "type": self.io},
+                "input": {"shape": [1, *student.input_shape[1:]], "range": [-1, 1], **source},
+                "output": {"shape": [1, *student.output_shape[1:]], **output},
                 "census": {container: flatfile.census(file) for container, file in files.items()},
                 "oldest_litert": {container: runtime.oldest(file) for container, file in files.items()},
                 "sha256": {container: hashlib.sha256(file).hexdigest() for container, file in files.items()},

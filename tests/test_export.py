@@ -127,7 +127,8 @@ def test_a_run_that_was_exported_can_still_be_read(exported):
 def test_the_card_says_how_the_file_is_used_and_its_words_are_true(exported, images, monkeypatch):
     directory, _, _ = exported
     text, made = (directory / "student.md").read_text(), json.loads((directory / "student.json").read_text())
-    assert made["classes"] == [str(digit) for digit in range(10)] and made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1], "type": "float32"}
+    assert made["classes"] == [str(digit) for digit in range(10)] and made["output"] == {"shape": [1, 10], "type": "float32"}
+    assert made["input"] == {"shape": [1, 8, 8, 1], "range": [-1, 1], "type": "float32"}
     files = {"int8": "student.tflite", "int4": "student.int4.tflite"}
     assert made["sha256"] == {container: hashlib.sha256((directory / file).read_bytes()).hexdigest() for container, file in files.items()}
     assert "logits; the class is the largest: 0 `0`, 1 `1`, 2 `2`, 3 `3`, 4 `4`, 5 `5`, 6 `6`, 7 `7`, 8 `8`, 9 `9`\n" in text
@@ -145,6 +146,10 @@ def test_files_whose_input_and_output_are_integers_are_proved_and_their_cards_wo
     assert status == 0, out + err
     text, file = (tmp_path / "x.md").read_text(), (tmp_path / "x.tflite").read_bytes()
     assert f"* input: {kind} [1, 8, 8, 1]" in text and f"* output: {kind} [1, 10], logits" in text
+    reader, made = runtime.interpreter(file), json.loads((tmp_path / "x.json").read_text())
+    for end, details in (("input", reader.get_input_details()), ("output", reader.get_output_details())):
+        assert (made[end]["scale"], made[end]["zero_point"]) == details[0]["quantization"]
+        assert f"(scale {made[end]['scale']:.9g}, zero point {made[end]['zero_point']})" in text
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     monkeypatch.chdir(tmp_path)
     known = {"image": np.rint((images[0] + 1) * 127.5)}

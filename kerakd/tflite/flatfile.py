@@ -103,6 +103,19 @@ def as_real(outputs, tensor):
     return (outputs.astype(np.float32) - np.float32(tensor.quantization.zeroPoint[0])) * np.float32(tensor.quantization.scale[0])
 
 
+def ends(model):
+    """({"type", "scale", "zero_point"} of the input, the same of the output), as NumPy names the type; of floats the type alone."""
+    graph = model.subgraphs[0]
+    return tuple(_end(graph.tensors[indices[0]]) for indices in (graph.inputs, graph.outputs))
+
+
+def _end(tensor):
+    kind = {"type": TYPES[tensor.type].lower()}
+    if kind["type"] == "float32":
+        return kind
+    return {**kind, "scale": float(tensor.quantization.scale[0]), "zero_point": int(tensor.quantization.zeroPoint[0])}
+
+
 def unpack_codes(raw, bits, count):
     """int8 codes [count] of 4 or 2 bits from 8 // bits to a byte, the lowest bits first."""
     fields = np.stack([raw >> shift & (1 << bits) - 1 for shift in range(0, 8, bits)], axis=1).reshape(-1)[:count].astype(np.int8)
