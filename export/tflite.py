@@ -22,7 +22,7 @@ with quiet.native_chatter_off():
     from kerakd import config as config_module
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
-    from kerakd.files import write_aside
+    from kerakd.files import write_together
     from kerakd.rundir import MEASURED, WRITTEN, RunDirectory
     from kerakd.tflite import Settling, flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
@@ -90,7 +90,7 @@ class Export:
     """One run on its way out: its flags, its test images, its networks."""
 
     def __init__(self, options):
-        self.directory, self.io = RunDirectory(options.run), options.io
+        self.directory, self.io, self.measured = RunDirectory(options.run), options.io, {}
         self.results = self.directory.results()
         self.config = config_module.read(self.directory.path / "flags.cfg")
         train, test = data.load(self.config.dataset, self.config.data_dir or None, self.config.synthetic, self.config.largest())
@@ -100,8 +100,10 @@ class Export:
         self.proving, _ = data.arrays(self.test, options.images or None)
 
     def row(self, network, accuracy, file):
-        """A line of the table; `file` gives bytes and time."""
-        return {"network": network, "accuracy": accuracy, "bytes": len(file), "zipped": card.zipped(file), "ms": runtime.milliseconds(file)}
+        """A line of the table; `file` gives bytes and time, which is measured once."""
+        if file not in self.measured:
+            self.measured[file] = {"bytes": len(file), "zipped": card.zipped(file), "ms": runtime.milliseconds(file)}
+        return {"network": network, "accuracy": accuracy, **self.measured[file]}
 
     def seeds(self, kind):
         """[(name, accuracy)] of the students of one kind, the first seed first."""
@@ -109,7 +111,8 @@ class Export:
 
     def float_rows(self):
         """Rows of the table for the float networks of the run."""
-        for name, title in (("teacher", "teacher, float32"), ("float", "student, float32")):
+        teachers = [(name, f"{name.replace('_', ' ')}, float32") for name, _ in self.seeds("teacher")]
+        for name, title in (*teachers, ("float", "student, float32")):
             if self.directory.has_model(name):
                 yield self.row(title, self.results[name], float_file(self.directory.load_model(name)))
 
@@ -236,8 +239,8 @@ def main():
     contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made, paths["int8"].name).encode()}
     if options.codes:
         contents["codes"] = _as_npz(kerakd.codes(student))
-    for key, path in paths.items():
-        write_aside(path, lambda aside, key=key: aside.write_bytes(contents[key]))
+    order = sorted(paths, key="json".__eq__)  # the card that programs read is the last: where it is, all is
+    write_together({paths[key]: lambda aside, key=key: aside.write_bytes(contents[key]) for key in order})
     print(f"\nwrote {', '.join(str(path) for path in paths.values())}")
 
 

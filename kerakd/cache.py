@@ -104,7 +104,7 @@ class TeacherCache:
     def read(self, epoch, batch):
         """(logits float32 of `shape`, whether they are there)."""
         logits, marks = self._epoch(int(epoch))
-        there = bool(marks[int(batch)])
+        there = bool(marks[int(batch)]) and bool(logits[int(batch)].any())  # where a machine went down, marks may be on the disk before their logits
         self.read_batches += there
         return (np.array(logits[int(batch)]) if there else np.zeros(self.shape, np.float32)), there
 

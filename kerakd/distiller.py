@@ -54,8 +54,9 @@ class Distiller(keras.Model):
     class numbers or one-hot rows, teacher_accuracy, the share that the teachers' weighted mean logits name on the views they are shown. One
     well below their accuracy on test images says that they do not know such views (of mixed images a label is one of several).
 
-    Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch,
-    and the losses are means over the whole; `recast(model, synchronized=True)` has BatchNorms normalize by the whole too.
+    Under a strategy of `tf.distribute`, in whose scope it and its networks are made, a replica learns from its part of the global batch, and
+    the step is the mean of the replicas' own, as Keras has it: in a batch that they do not divide evenly, images of a smaller part weigh more.
+    `recast(model, synchronized=True)` has BatchNorms normalize by the whole batch.
 
     A batch is (images, labels), or one whose images are a dict, as `kerakd.data.training` makes it: {"student": the student's
     view, "teachers": a view for each teacher, where they see others, "logits": [n, teachers, C], where they have spoken already,
@@ -118,12 +119,12 @@ class Distiller(keras.Model):
         if _replicas() > 1 and (teacher_cache is not None or self._soft.function is losses.dist):
             given = "teacher_cache" if teacher_cache is not None else "soft_loss"
             raise BadInput(f"{given}: expected none or another under a strategy of {_replicas()} replicas, received one that needs a whole batch")
-        self._panel = Panel(student, teachers, hints, hint_loss, hint_weight, teacher_cache)
+        self._panel = Panel(student, teachers, hints, hint_loss, teacher_cache)
         self.projectors = [] if self.hints is None else [one for one in self.hints.projectors if one is not None]  # so that Keras saves them
         self.carry = Carry(student if self.hints is None else self.hints.student)  # a tensor that a hint reads has another reader
         self.built = True  # its networks are
         warn_of_temperature(student, temperature, teachers)
-        self._weights_asked = hard_weight, soft_weight
+        self._weights_asked, self._hint_weight = (hard_weight, soft_weight), hint_weight
         self._loss_scales = LossScales([student, *teachers])
         self.distribute_reduction_method = "first"  # of the results of a step, which all replicas agree on; Keras would add those of workers up
         self._trackers = {name: keras.metrics.Mean(name=name) for name in TERMS}
@@ -137,7 +138,8 @@ class Distiller(keras.Model):
 
         Args:
             hard_weight, soft_weight: None takes the constructor's in a mode with a teacher, else the mode's own.
-        Raises: BadInput for a mode that needs a teacher, or another one; weights that are none, a soft_weight in a mode without a teacher.
+        Raises: BadInput for an unknown mode, one that needs a teacher where there is none, or one alone where there are more; weights below 0, a
+            soft_weight in a mode without a teacher.
         """
         chosen = mode_named(mode)
         _check_weights(soft_weight=soft_weight, hard_weight=hard_weight)
@@ -207,6 +209,7 @@ class Distiller(keras.Model):
 
     @property
     def compiled(self):
+        """Whether `compile` was called."""
         return bool(self._is_compiled)
 
     def compile(
@@ -293,6 +296,7 @@ class Distiller(keras.Model):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def call(self, inputs, training=None):
+        """The student's logits [n, C] of images, or of a dict of views."""
         with self._ops():
             return self.student(views_of(inputs)["student"], training=training)
 
@@ -321,14 +325,10 @@ class Distiller(keras.Model):
         with self.distribute_strategy.scope():
             self._create_variables(x, y)
             if self.watch is not None:
-                self._renew()
+                with self._ops():  # codes as the step computes them
+                    self.watch.renew()
         with explained(self.student.output_shape[-1]):
             return super().fit(x, y, *args, **kwargs)
-
-    @tf.function(autograph=False)
-    def _renew(self):
-        with self._ops():  # codes as the step computes them
-            self.watch.renew()
 
     def _check(self, y, training=False):
         """Raises BadInput for networks without calibrated intervals, labels outside the classes."""
@@ -393,6 +393,7 @@ class Distiller(keras.Model):
 
     @property
     def metrics(self):
+        """The losses that this mode has and the metrics of `compile`, which Keras resets with each epoch."""
         there = {
             "soft_loss": self.mode.teacher,
             "hint_loss": self.hints is not None and self.mode.teacher,
@@ -409,6 +410,7 @@ class Distiller(keras.Model):
         return [name for name in super().metrics_names if name not in TERMS[2:]]
 
     def train_step(self, data):
+        """One step of the mode that was entered on a batch: {metric: its value over the epoch so far}, as `keras.Model.train_step`."""
         with self._ops():
             return self._train_step(data)
 
@@ -448,7 +450,7 @@ class Distiller(keras.Model):
         soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
         loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
         hint = self._mean(self.hints(features, teacher_features), sample_weight) if teacher_features else 0.0
-        loss += hint
+        loss += self._hint_weight * hint
         if self.dampening is not None:
             loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
         teacher_loss = self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None
@@ -493,6 +495,7 @@ class Distiller(keras.Model):
         return value(self.optimizer.iterations) if callable(value) else value
 
     def test_step(self, data):
+        """Likewise, without a step: loss, hard_loss and the metrics of `compile`, which are the student's. Raises: BadInput for images without labels."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         if y is None:
             raise BadInput("labels: expected batches with labels to evaluate on, received images alone; `predict` needs none")

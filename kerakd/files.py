@@ -9,14 +9,28 @@ from kerakd.errors import BadInput
 
 
 def write_aside(path, write):
-    """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was."""
-    path = pathlib.Path(path)
-    aside = path.with_name(f".{path.stem}.partial{path.suffix}")
+    """Calls write(temporary path) beside `path`, then renames: `path` is whole or as it was, also where the machine goes down."""
+    write_together({path: write})
+
+
+def write_together(writers):
+    """Likewise several files, {path: write}: all are written before the first is renamed, and the last is renamed last."""
+    asides = {path: path.with_name(f".{path.stem}.partial{path.suffix}") for path in map(pathlib.Path, writers)}
     try:
-        write(aside)
-        os.replace(aside, path)
+        for write, aside in zip(writers.values(), asides.values(), strict=True):
+            write(aside)
+            flush(aside)
+        for path, aside in asides.items():
+            os.replace(aside, path)
     finally:
-        aside.unlink(missing_ok=True)
+        for aside in asides.values():
+            aside.unlink(missing_ok=True)
+
+
+def flush(path):
+    """Has the disk hold what a file's writer has handed to the system."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def is_aside(path):

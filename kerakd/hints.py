@@ -8,21 +8,20 @@ from kerakd.graph import check_functional, flat
 
 
 class Hints:
-    """weight * the sum over pairs of hint_loss(f_S, f_T), per example.
+    """The sum over pairs of hint_loss(f_S, f_T), per example.
 
     Args:
         student, teacher: functional models.
         pairs: [(name of a layer of the student, name of a layer of the teacher)]; of the teacher also one in a model nested in it.
         loss: a key of losses.FEATURES. "hint" compares values: a 1x1 convolution, which learns, brings the student's channels
             to the teacher's. "attention" compares where the energy is: only the sizes of the images have to agree.
-        weight: of all pairs together.
     Raises: BadInput for an unknown layer or loss, outputs whose sizes differ or have no positions to attend to, a teacher that is not made of layers
         alone, an add_loss of a tensor, which a copy of the student would not have.
 
     Attributes `student` and `teacher` are the same networks, answering [logits, the layers' outputs ...].
     """
 
-    def __init__(self, student, teacher, pairs, loss="hint", weight=1.0):
+    def __init__(self, student, teacher, pairs, loss="hint"):
         if isinstance(pairs, dict) or not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
             raise BadInput(f"hints: expected pairs [(layer of the student, layer of the teacher), ...], received {pairs!r}")
         if loss not in losses.FEATURES:
@@ -30,7 +29,7 @@ class Hints:
         check_functional(teacher, "teacher")
         if lost := next((layer.name for layer in student.layers if type(layer).__name__ == "AddLoss"), None):
             raise BadInput(f"student: expected no add_loss of a tensor beside hints, received {lost!r}; give add_loss a function, or leave the hints out")
-        self.loss, self.weight = losses.FEATURES[loss], weight
+        self.loss = losses.FEATURES[loss]
         if any(theirs not in {layer.name for layer in teacher.layers} for _, theirs in pairs):
             teacher = flat(teacher)
         self.student = keras.Model(student.inputs, [student.output, *(_output(student, mine, "student") for mine, _ in pairs)])
@@ -53,7 +52,7 @@ class Hints:
     def __call__(self, mine, theirs):
         """[n] of the outputs of the student's layers and the teacher's, lists in the order of the pairs. The gradient does not reach the teacher."""
         pairs = zip(self.projectors, mine, theirs, strict=True)
-        return self.weight * sum(self.loss(f_s if projector is None else projector(f_s), f_t) for projector, f_s, f_t in pairs)
+        return sum(self.loss(f_s if projector is None else projector(f_s), f_t) for projector, f_s, f_t in pairs)
 
 
 def _output(model, name, whose):

@@ -83,7 +83,7 @@ class Networks:
                     f"--teacher: expected values=0..255, as {one.network} begins with a rescaling of pixels, received none; give {one.network},values=0..255"
                 )
         if c.hint:
-            Hints(student, found[0], c.hints(), c.hint_loss, c.hint_weight)
+            Hints(student, found[0], c.hints(), c.hint_loss)
 
     def float_student(self):
         """The float student as its own stage trains it."""

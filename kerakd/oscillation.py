@@ -56,6 +56,7 @@ class Watch(keras.layers.Layer):
     def _state(kernel, quantizer, variables):
         return {name: tf.Variable(value, trainable=False, name=f"watch_{name}") for name, value in _beginning(_codes(kernel, quantizer, variables)).items()}
 
+    @tf.function(autograph=False)
     def renew(self):
         """Begins anew with weights whose codes something else than a step has changed, as set_weights or a calibration; to be called before a training."""
         for kernel, state in zip(self.watched, self.states, strict=True):

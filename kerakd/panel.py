@@ -12,18 +12,18 @@ class Panel:
 
     Args:
         student: a functional model. teachers: a list of models.
-        hints, hint_loss, hint_weight: as `Hints` takes them; of the first teacher.
+        hints, hint_loss: as `Hints` takes them; of the first teacher.
         cache: a `kerakd.cache.TeacherCache` or None.
     Raises: BadInput for hints without a teacher, or beside a cache.
     """
 
-    def __init__(self, student, teachers, hints=(), hint_loss="hint", hint_weight=1.0, cache=None):
+    def __init__(self, student, teachers, hints=(), hint_loss="hint", cache=None):
         if hints and cache is not None:
             raise BadInput("hints: expected none beside teacher_cache, which holds logits and no features, received both")
         if hints and not teachers:
             raise BadInput("hints: expected a teacher beside them, received none; give teacher=")
         self.teachers, self.cache, self.classes = teachers, cache, student.output_shape[-1]
-        self.hints = Hints(student, teachers[0], hints, hint_loss, hint_weight) if hints else None
+        self.hints = Hints(student, teachers[0], hints, hint_loss) if hints else None
 
     def check(self, name, mode):
         """Raises BadInput where these teachers can't be those of a Mode."""

@@ -294,7 +294,10 @@ class Interval(GridQuantizer):
     def trained_step(self, x, variables, count):
         """`step` with the gradient that training gives it, for a quantizer of `count` values."""
         step = self.step(x, variables)
-        return scaled_gradient(step, tf.cast(tf.cast(count, tf.int64) * self.levels()[1], step.dtype) ** -0.5) if self.gradient_scale else step
+        if not self.gradient_scale:
+            return step
+        count = tf.maximum(tf.cast(count, tf.int64), 1)  # a replica may have no part of a batch, and 0 * inf is NaN for all of them
+        return scaled_gradient(step, tf.cast(count * self.levels()[1], step.dtype) ** -0.5)
 
     def calibrated(self, interval):
         return {"interval": interval}

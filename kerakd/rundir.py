@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from kerakd.devices import lost
 from kerakd.errors import BadInput, first_line
-from kerakd.files import is_aside, read_json, write_aside, write_json
+from kerakd.files import flush, is_aside, read_json, write_aside, write_json
 from kerakd.modelfile import load_model
 
 WRITTEN = (
@@ -94,34 +94,34 @@ class RunDirectory:
             )
 
     def check_data(self, found):
-        """Raises BadInput if the run is trained on something else than `found`, as `keep_data` was given it; what an older run did not keep may differ."""
+        """Raises BadInput if the run is trained on something else than `found`, as `save_data` was given it; what an older run did not keep may differ."""
         there = self.data()
         differing = [name for name in found if name in there and there[name] != found[name]]
         if differing:
             told = "; ".join(f"{name} {_short(found[name])} where it has {_short(there[name])}" for name in differing)
             raise BadInput(f"--resume: expected the data that {self.path} is trained on, received {told}; put that back, or begin another run")
 
-    def keep_data(self, found):
+    def save_data(self, found):
         """Raises: BadInput if it can't be written."""
-        self._keep("data.json", found)
+        self._save("data.json", found)
 
     def data(self):
-        """As `keep_data` was given it, {} for a run of before there was such a file."""
-        return self._kept("data.json")
+        """As `save_data` was given it, {} for a run of before there was such a file."""
+        return self._saved("data.json")
 
-    def keep_settled(self, stage, moved):
+    def save_settled(self, stage, moved):
         """Raises: BadInput if it can't be written."""
-        self._keep("settled.json", {**self.settled(), stage: moved})
+        self._save("settled.json", {**self.settled(), stage: moved})
 
     def settled(self):
-        """{stage: as `keep_settled` was given it}."""
-        return self._kept("settled.json")
+        """{stage: as `save_settled` was given it}."""
+        return self._saved("settled.json")
 
-    def _keep(self, name, found):
+    def _save(self, name, found):
         with self.writing(name) as path:
             write_json(path, found)
 
-    def _kept(self, name):
+    def _saved(self, name):
         return read_json(self.path / name) if (self.path / name).exists() else {}
 
     def check_apart(self, files):
@@ -195,7 +195,7 @@ class RunDirectory:
         except (OSError, tf.errors.OpError) as error:
             raise error if lost(error) else _unwritten(path, error) from error
 
-    def keep_metrics(self, stage, epochs):
+    def forget_metrics(self, stage, epochs):
         """Forgets the lines of `stage` from epoch `epochs` on, which a checkpoint from before does not know, and one that was cut off."""
         for name in ("metrics.jsonl", "intervals.jsonl"):
             text = "".join(json.dumps(row) + "\n" for row in self._rows(name) if row["stage"] != stage or row["epoch"] < epochs)
@@ -205,15 +205,15 @@ class RunDirectory:
 
     def add_metrics(self, stage, epoch, values):
         """Adds a line. Raises: BadInput if it can't be written."""
-        self._add("metrics.jsonl", stage, epoch, {name: values[name] for name in sorted(values)})
+        self._add("metrics.jsonl", stage, epoch, {name: values[name] for name in sorted(values)}, ".6f")
 
     def add_intervals(self, stage, epoch, values):
         """Likewise, where there are any."""
         if values:
-            self._add("intervals.jsonl", stage, epoch, values)
+            self._add("intervals.jsonl", stage, epoch, values, ".6g")  # one of a kernel may be a millionth
 
-    def _add(self, name, stage, epoch, values):
-        row = {"stage": stage, "epoch": epoch, **{name: round(float(value), 6) for name, value in values.items()}}
+    def _add(self, name, stage, epoch, values, form):
+        row = {"stage": stage, "epoch": epoch, **{name: float(f"{float(value):{form}}") for name, value in values.items()}}
         with self.writing(name) as path, open(path, "a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -246,10 +246,10 @@ class RunDirectory:
 
     def save_results(self, results):
         """Raises: BadInput if it can't be written."""
-        self._keep("results.json", results)
+        self._save("results.json", results)
 
     def checkpoint(self, stage, place, objects, metrics, kept=2):
-        """Writes a checkpoint of `stage` and forgets all but the newest.
+        """Writes a checkpoint of `stage` and forgets all but the newest `kept`.
 
         Args:
             place: (epochs, batches of the next one) that are done. objects: {name: trackable}.
@@ -265,6 +265,8 @@ class RunDirectory:
             aside.mkdir(parents=True)
             tf.train.Checkpoint(**objects).write(str(aside / "state"))
             np.savez(aside / "metrics.npz", **metrics)
+            for written in aside.iterdir():
+                flush(written)
             shutil.rmtree(final, ignore_errors=True)
             os.rename(aside, final)
         found = sorted(folder.glob("[0-9]*"))

@@ -14,7 +14,7 @@ def predictions(predictor, batches):
     batches: (images, labels) batch by batch, so that no more than one of them has to be in memory.
     """
     if isinstance(predictor, (bytes, bytearray)):
-        return np.concatenate([runtime.run(predictor, np.asarray(images)) for images, _ in batches])
+        return np.concatenate(list(runtime.batches(predictor, (np.asarray(images) for images, _ in batches))))
     return np.concatenate([predictor(images, training=False).numpy() for images, _ in batches])
 
 

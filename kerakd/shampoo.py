@@ -8,7 +8,7 @@ import tf_keras as keras
 
 def matrix_shape(variable):
     """(rows, columns) of a kernel: all axes but the last against the last; of a depthwise kernel the positions against its channels."""
-    axis = -2 if "depthwise" in variable.name else -1
+    axis = -2 if variable.name.rpartition("/")[2].startswith("depthwise_kernel") else -1  # the layer's name may say anything
     return math.prod(variable.shape[:axis]), math.prod(variable.shape[axis:])
 
 

@@ -74,7 +74,7 @@ def main():
         if chief and where["resume"]:
             directory.check_data(training.data())
         directory.claim(config.text(), where["resume"], where["overwrite"])
-        directory.keep_data(training.data())
+        directory.save_data(training.data())
         claimed = keeping.devices.largest(1)
         if not chief:  # the run that the chief has begun or goes on with
             directory.check(config.text(), resume=True, overwrite=False)

@@ -127,7 +127,7 @@ class Training:
         student = distiller.student
         with self.devices.strategy.scope():
             (done, batch), metrics = self.directory.restore(stage.name, objects)
-        self.directory.keep_metrics(stage.name, done)
+        self.directory.forget_metrics(stage.name, done)
         if done or batch:
             print(f"{stage.title}: goes on from epoch {done + 1}, step {batch + 1}")
         if stage.quantized and not (done or batch) and c.from_float():
@@ -172,7 +172,7 @@ class Training:
                 return student
             moved = settling(student, settled, data.arrays(self.tests(stage.size), SETTLED_ON)[0])
             print(f"{stage.title}: as integers have it, {moved}")
-            self.directory.keep_settled(stage.name, dataclasses.asdict(moved))
+            self.directory.save_settled(stage.name, dataclasses.asdict(moved))
             return settled
         return student
 

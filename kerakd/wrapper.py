@@ -79,11 +79,11 @@ class LayerConfig(QuantizeConfig):
     """A tfmot QuantizeConfig: one quantizer for the layer's kernel, one for its output; either may be None.
 
     Args:
-        weights: of the layer's kernel, of the shapes that Keras gives it.
+        weights: of the layer's kernel, of the shapes that Keras gives it; its grid is a symmetric one, whatever the quantizer says of signs.
         output: of what the layer gives. Its grid starts at 0 where the quantizer's does, as Interval(8, signed=False) behind a ReLU, and is a full
             signed one otherwise.
         standardized: standardize the kernel before it is quantized, as a StandardizedConv2D does; the layer itself is then a Conv2D.
-    Raises: BadInput, once tfmot builds the layer, for weights of one without a kernel that kerakd knows.
+    Raises: BadInput, once tfmot builds the layer, for weights of one without a kernel that kerakd knows, or that are a quantizer of activations.
 
     `tfmot.quantization.keras.quantize_annotate_layer(layer, LayerConfig(weights=Ternary(), output=Interval(8, signed=False)))` takes it too.
     """
@@ -100,7 +100,7 @@ class LayerConfig(QuantizeConfig):
             known = ", ".join(cls.__name__ for cls in KERNELS)
             raise BadInput(f"weights: expected None for a layer that is none of {known}, received {self.weights!r} for {layer.name!r}")
         seen = StandardizedKernel if self.standardized else DepthwiseKernel if type(layer) is keras.layers.DepthwiseConv2D else lambda quantizer: quantizer
-        return [(getattr(layer, kernel_name(layer)), seen(self.weights))]
+        return [(getattr(layer, kernel_name(layer)), seen(self.weights.for_tensor("weights")))]
 
     def set_quantize_weights(self, layer, quantize_weights):
         for value in quantize_weights:

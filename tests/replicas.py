@@ -65,11 +65,14 @@ def trained(images, split, one, mode, policy="float32", medicine=None, **kwargs)
 
 
 def short_of_images(images):
-    """The loss of a batch for both replicas and of one with a single image, under a teacher that is asked at each."""
+    """The loss of a batch for both replicas and of one with a single image, under a teacher that is asked at each, and the sum of the weights then."""
+    student = scheme.quantize(net(1), scheme.Scheme(Interval(4), Interval(8, gradient_scale=True)))
+    calibration.calibrate(student, images)
     with TWO.strategy.scope():
-        model = Distiller(student=recast(net(1), synchronized=True), teacher=recast(net(2), synchronized=True), mode="trained_teacher", soft_weight=1.0)
+        model = Distiller(student=recast(student, synchronized=True), teacher=recast(net(2), synchronized=True), mode="trained_teacher", soft_weight=1.0)
         model.compile(keras.optimizers.SGD(0.1))
-    return model.fit(images[: BATCH + 1], np.zeros(BATCH + 1, int), batch_size=BATCH, verbose=0).history["loss"]
+    losses = model.fit(images[: BATCH + 1], np.zeros(BATCH + 1, int), batch_size=BATCH, verbose=0).history["loss"]
+    return [*losses, sum(float(tf.reduce_sum(weight)) for weight in model.student.trainable_weights)]
 
 
 def apart(*cases):

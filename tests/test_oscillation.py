@@ -173,6 +173,18 @@ def test_kernels_that_changed_between_compile_and_fit_are_watched_from_there(way
         np.testing.assert_array_equal(state["frozen"], old == now)  # of the others nothing is known yet
 
 
+def test_what_is_compiled_again_watches_anew():
+    made = student(kerakd.Interval(2))
+    distiller = kerakd.Distiller(student=made, mode="alone")
+    for _ in range(2):
+        distiller.compile(keras.optimizers.SGD(0.0), freezing=0.5)
+        made.set_weights([weight * 0.3 if weight.ndim > 1 else weight for weight in made.get_weights()])
+        distiller.fit(IMAGES, LABELS, verbose=0)
+        for now, state in zip(codes(made), distiller.watch.states, strict=True):
+            np.testing.assert_array_equal(state["mean"], now)
+            assert not state["direction"].numpy().any()
+
+
 def test_freezing_lowers_the_share_of_weights_that_still_move():
     def changes(freezing):
         made = student(kerakd.Interval(2))

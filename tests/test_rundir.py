@@ -149,7 +149,7 @@ def test_metrics_after_the_checkpoint_are_forgotten(claimed):
         claimed.add_metrics(stage, epoch, {"loss": epoch})
     with open(claimed.path / "metrics.jsonl", "a") as file:
         file.write('{"stage": "b", "epo')  # a machine died
-    claimed.keep_metrics("b", 1)
+    claimed.forget_metrics("b", 1)
     assert (claimed.path / "metrics.jsonl").read_text().endswith("}\n")
     assert [(row["stage"], row["epoch"]) for row in claimed.metrics()] == [("a", 0), ("a", 1), ("b", 0)]
 
@@ -355,10 +355,15 @@ def test_overwriting_removes_all_that_a_run_writes(claimed):
     assert not [name for name in own if (claimed.path / name).exists()]
 
 
+def test_small_intervals_keep_their_digits(claimed):
+    claimed.add_intervals("b", 0, {"x weights": 1.23456789e-7})
+    assert claimed.intervals()[0]["x weights"] == 1.23457e-7
+
+
 def test_intervals_of_epochs_that_are_trained_again_are_forgotten(claimed):
     for epoch in range(3):
         claimed.add_intervals("b", epoch, {"x weights": 1.0})
-    claimed.keep_metrics("b", 1)
+    claimed.forget_metrics("b", 1)
     assert [row["epoch"] for row in claimed.intervals()] == [0]
 
 

@@ -681,6 +681,16 @@ def test_a_config_by_hand_is_refused_for_a_layer_without_a_kernel():
         LayerConfig(weights=Ternary()).get_weights_and_quantizers(norm)
 
 
+def test_a_config_by_hand_gives_a_kernel_a_symmetric_grid_whatever_the_quantizer_says_of_signs():
+    dense = L.Dense(3)
+    dense.build((None, 4))
+    for quantizer in (Interval(4, signed=False, narrow=False), KBit(4, signed=False)):
+        ((_, seen),) = LayerConfig(weights=quantizer).get_weights_and_quantizers(dense)
+        assert seen.levels() == (-7, 7)
+    with pytest.raises(BadInput, match="weights: expected a quantizer of weights, received Pact"):
+        LayerConfig(weights=Pact(4)).get_weights_and_quantizers(dense)
+
+
 def parted():
     inputs = keras.Input((8, 8, 1))
     left, right = tf.split(L.Conv2D(6, 3, activation="relu", name="c")(inputs)[..., ::-1], [2, 4], axis=-1)

@@ -145,7 +145,7 @@ def test_classes_of_other_names_than_the_runs_are_refused(refusal, tmp_path):
     directory = RunDirectory(tmp_path / "run")
     flags = f"--dataset=folder:{tmp_path / 'images'}\n--image_size=8\n--student=resnet8\n--start=float\n--float_epochs=1\n--phase=alone:1\n"
     directory.claim(flags, resume=False, overwrite=False)
-    directory.keep_data({"classes": ["z", "b"]})
+    directory.save_data({"classes": ["z", "b"]})
     directory.save_model("float", models.build("resnet8", (8, 8, 3), 2, 0.25))
     directory.save_results({"float": 0.5, "taught_0": 0.5})
     _, err = refusal(sensitivity.main, f"--run={directory.path}")

@@ -122,6 +122,7 @@ def test_join_undoes_split(shape, block):
     [
         ("conv2d/kernel", (3, 3, 8, 16), (72, 16)),
         ("conv1d/kernel", (5, 8, 4), (40, 4)),
+        ("depthwise_conv2d/kernel", (3, 3, 8, 16), (72, 16)),  # a name that somebody gave a Conv2D
         ("dense/kernel", (64, 10), (64, 10)),
         ("depthwise_conv2d/depthwise_kernel", (3, 3, 64, 1), (9, 64)),
         ("depthwise_conv2d/depthwise_kernel", (3, 3, 8, 2), (9, 16)),

@@ -130,7 +130,7 @@ def test_a_full_disk_at_the_word_of_settling_is_an_error_and_no_unsettled_studen
     directory = RunDirectory(tmp_path / "run")
     config = Config(**settings, learning_rate=0.01)
     directory.claim(config.text(), resume=False, overwrite=False)
-    monkeypatch.setattr(directory, "keep_settled", lambda *_: (_ for _ in ()).throw(BadInput("full")))
+    monkeypatch.setattr(directory, "save_settled", lambda *_: (_ for _ in ()).throw(BadInput("full")))
     with pytest.raises(BadInput, match="^full$"):
         training.Training(config, directory).run()
     assert not directory.has_model("taught_0")

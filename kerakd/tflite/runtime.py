@@ -49,17 +49,25 @@ def run(data, images, threads=1, xnnpack=True):
     Returns: float32 [n, classes].
     Raises: BadInput for a file that is not TFLite, for images of another shape.
     """
-    graph = flatfile.read(data).subgraphs[0]
-    outputs = np.stack([values for (values,) in each(data, images, threads, xnnpack)])
-    return flatfile.as_real(outputs, graph.tensors[graph.outputs[0]])
+    return next(batches(data, [images], threads, xnnpack))
+
+
+def batches(data, several, threads=1, xnnpack=True):
+    """Yields what `run` gives of each of several arrays of images, by one interpreter: to prepare a file's kernels takes as long as some images."""
+    graph, made = flatfile.read(data).subgraphs[0], interpreter(data, threads, xnnpack)
+    for images in several:
+        outputs = np.stack([values for (values,) in _each(made, graph, images)])
+        yield flatfile.as_real(outputs, graph.tensors[graph.outputs[0]])
 
 
 def each(data, images, threads=1, xnnpack=True):
     """Yields, image by image, what the file's outputs hold: a list of arrays without the batch dimension, where it is one of 1. Raises: as `run`."""
     graph = flatfile.read(data).subgraphs[0]
-    source = graph.tensors[graph.inputs[0]]
-    made = interpreter(data, threads, xnnpack)
-    for image in flatfile.as_input(images, source):
+    yield from _each(interpreter(data, threads, xnnpack), graph, images)
+
+
+def _each(made, graph, images):
+    for image in flatfile.as_input(images, graph.tensors[graph.inputs[0]]):
         made.set_tensor(graph.inputs[0], image[None])
         made.invoke()
         yield [values[0] if len(values) == 1 else values for values in map(made.get_tensor, graph.outputs)]
