@@ -11,11 +11,13 @@ PACKAGES = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-
 
 
 FLOATS = """
+# image: uint8 [height, width, channels], of that size
 interpreter.set_tensor(interpreter.get_input_details()[0]["index"], (image[None] / 127.5 - 1).astype("float32"))
 interpreter.invoke()
 logits = interpreter.get_tensor(interpreter.get_output_details()[0]["index"])[0]
 """
 INTEGERS = """
+# image: uint8 [height, width, channels], of that size
 source, output = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
 (scale, zero_point), limits = source["quantization"], np.iinfo("{0}")
 codes = np.rint((image[None] / 127.5 - 1) / scale) + zero_point
@@ -69,7 +71,7 @@ def _use(card, file):
         "",
         f'interpreter = Interpreter("{file}")',
         "interpreter.allocate_tensors()",
-        *(INTEGERS.format(kind) if integers else FLOATS).strip().splitlines(),
+        *(INTEGERS if integers else FLOATS).format(kind).strip().splitlines(),
         "```",
         "",
         "LiteRT in C++, on Android and iOS calls it the same way. `export.tflite --io=int8` or `uint8` makes files whose input and output are integers.",

@@ -28,7 +28,7 @@ class Config:
         "labels, as CutMix, where a frozen teacher alone says what is right; repeat it for more",
     )
     mixup: bool = flag(False, "mix each batch of a taught phase with its neighbours, the same for teacher and student: with same/ic, function matching")
-    view_seed: typing.Optional[int] = flag(None, "seed of order and views; not given: --seed and those after it, as of the weights")
+    view_seed: typing.Optional[int] = flag(None, "seed of the order and the views of images; not given: the student's own, --seed and those after it")
     transfer_dataset: str = flag("", "teach on this dataset's images, without labels; --dataset's calibrate, test, and train what is trained on labels")
     student: str = flag("", "network of the student: a .keras or .h5 file of logits, or a name", models.BY_NAME, file=True)
     student_width: float = flag(1.0, "multiplies the channels of a student by name")
@@ -45,11 +45,11 @@ class Config:
     signed: str = flag("interval:8", "quantizer of activations that can be negative, of what the last layer reads and of the logits: an interval of 8 bits")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
-    sums: int = flag(0, "bits of what additions read, where activations have fewer; kernels but the last read it narrowed; 0: as activations")
+    sums: int = flag(0, "bits of what additions read, where --activations has fewer; kernels but the last read it rounded to --activations; 0: no difference")
     override: tuple = flag(
         (),
-        "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. Under activations that are those of --activations "
-        "what the last layer reads keeps its 8 bits",
+        "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. With ACTIVATIONS those of --activations, what the "
+        "last layer reads keeps its 8 bits",
     )
     calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = flag(512, "how many training images it looks at")
@@ -74,14 +74,14 @@ class Config:
     optimizer: str = flag("adam", "optimizer of every network", optimizers.BY_NAME)
     learning_rate: float = flag(1e-3, "peak learning rate")
     schedule: str = flag("cosine", "how learning rates fall to 0 after the warm-up", optimizers.SCHEDULES)
-    restart: bool = flag(False, "let each phase have a schedule of its own instead of one over all phases; the paper does not say (QKD)")
+    restart: bool = flag(False, "begin the schedule of learning rates anew in each phase; else one runs over all phases (QKD does not say which)")
     weight_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned weight intervals; not given: --learning_rate")
     activation_interval_rate: typing.Optional[float] = flag(None, "peak learning rate of learned activation intervals; not given: --learning_rate")
     warmup_epochs: float = flag(0.0, "epochs of linear warm-up of the phases; teacher and float student take the same share of theirs")
     weight_decay: float = flag(
         0.0,
-        "each step takes learning rate * weight_decay of every kernel away, past the momentum; of sgd, whose momentum is 0.9, 0.001 is what papers "
-        "call 0.0001, which goes through it",
+        "each step takes learning rate * weight_decay of every kernel away, apart from the momentum (decoupled); with sgd, whose momentum is 0.9, 0.001 "
+        "is what papers call 0.0001, an L2 loss that goes through it",
     )
     clip_norm: typing.Optional[float] = flag(
         None, "clip the gradients of each optimizer together to this norm: kernels, and intervals with a rate of their own"
@@ -94,8 +94,8 @@ class Config:
     )
     mixed_precision: str = flag(
         "",
-        "what layers compute in while training, and what is between them is rounded to, values of 8-bit grids too; weights, the arithmetic of grids, "
-        "the last layers, strided depthwise convolutions on a CPU and what is saved stay float32; empty: float32",
+        "16 bits in which layers compute while training, and to which what is between them is rounded, values of 8-bit grids too; weights, the "
+        "arithmetic of grids, the last layers, strided depthwise convolutions on a CPU and all that is saved stay float32; empty: float32",
         HALVES,
     )
     jit_compile: bool = flag(False, "compile the steps by XLA: other roundings, on some machines faster")
