@@ -30,6 +30,7 @@ with kerakd.quiet.native_chatter_off():
     from kerakd import config
     from kerakd.files import write_aside, write_json
     from kerakd.modelfile import load_model
+    from kerakd.rundir import kind_of
 
 KEPT = ("flags.cfg", "metrics.jsonl", "results.json", "student.json")
 NEEDS = re.compile(r"results/cifar10/(\w+)_(\d+)/models/")  # a network of another row
@@ -151,7 +152,7 @@ def keep(run, name, clock):
 def measured(run):
     """{"accuracy", "bytes", "zipped", "on": what they are of} of a run."""
     results = json.loads((run / "results.json").read_text())
-    (name,) = [name for name in results if name.startswith("taught")]
+    (name,) = [name for name in results if kind_of(name) == "taught"]
     if not (run / "student.json").exists():
         file = float_file(load_model(run / "models" / f"{name}.keras"))
         return {"accuracy": results[name], "bytes": len(file), "zipped": card.zipped(file), "on": "Keras, float32"}

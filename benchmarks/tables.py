@@ -16,14 +16,13 @@ a row says so. A low-bit row's number is that of its int8 `.tflite`, run by Lite
 First and last layer have 8 bits. Rows train in mixed bfloat16 unless they say float32, and share [common.cfg](cifar10/common.cfg)
 but for what they set themselves.
 
-Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of
-twice the width, for ten, where the papers train for 100 and more: a hundred epochs of each of these runs would take some eleven days of CPU time. So the float student is
-well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. One float student trained for a
-hundred epochs, `float_100`: the students of the last table start from it, for six more, alone or taught by it. ResNet-56 as the teacher was not
-tried. Two seeds hardly say how far seeds lie apart. Rows that start from a kept network start from the same one in every seed, and all rows
-under the trained teacher have the same: their seeds are of the order of the images and of their views alone, and say less than seeds of whole
-trainings would. Nothing was chosen on images of its own: rates, T and
-calibration were tried on these rows, and so on the test images.
+Students train for six epochs (three where it is said; those that start from the float student for six more), their teacher, a ResNet-20 of twice the
+width, for ten, where the papers train for 100 and more: a hundred epochs of each of these runs would take some eleven days of CPU time. So the float
+student is well below the 91.25 % that He et al. 2016 report for ResNet-20, and rows are for comparison with each other. One float student trained for
+a hundred epochs, `float_100`: the students of the last table start from it, for six more, alone or taught by it. ResNet-56 as the teacher was not
+tried. Two seeds hardly say how far seeds lie apart. Rows that start from a kept network start from the same one in every seed, and all rows under the
+trained teacher have the same: their seeds are of the order of the images and of their views alone, and say less than seeds of whole trainings would.
+Nothing was chosen on images of its own: rates, T and calibration were tried on these rows, and so on the test images.
 
 Each row has a configuration, linked from its name. With CIFAR-10 prepared (BUILD.md, Data) where TFDS_DATA_DIR says, either of
 

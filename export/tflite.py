@@ -23,7 +23,7 @@ with quiet.native_chatter_off():
     from kerakd.commandline import flag
     from kerakd.errors import BadInput
     from kerakd.files import write_together
-    from kerakd.rundir import MEASURED, WRITTEN, RunDirectory
+    from kerakd.rundir import MEASURED, WRITTEN, RunDirectory, kind_of
     from kerakd.tflite import Settling, flatfile, runtime
     from kerakd.tflite.codes import ideal_bytes
     from kerakd.tflite.convert import IO_TYPES
@@ -107,7 +107,7 @@ class Export:
 
     def seeds(self, kind):
         """[(name, accuracy)] of the students of one kind, the first seed first."""
-        return [(name, accuracy) for name, accuracy in self.results.items() if name.split("_")[0] == kind]
+        return [(name, accuracy) for name, accuracy in self.results.items() if kind_of(name) == kind]
 
     def float_rows(self):
         """Rows of the table for the float networks of the run."""

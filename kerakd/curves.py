@@ -3,6 +3,7 @@
 import numpy as np
 
 from kerakd.files import write_aside
+from kerakd.rundir import kind_of
 
 COLOURS = {"teacher": "tab:gray", "float": "tab:green", "alone": "tab:orange", "taught": "tab:blue"}
 
@@ -18,8 +19,8 @@ def figure_of(rows):
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for kind in dict.fromkeys(row["stage"].split("_")[0] for row in rows):
-        stages = list(dict.fromkeys(row["stage"] for row in rows if row["stage"].split("_")[0] == kind))
+    for kind in dict.fromkeys(kind_of(row["stage"]) for row in rows):
+        stages = list(dict.fromkeys(row["stage"] for row in rows if kind_of(row["stage"]) == kind))
         errors = [[100 * (1 - row["val_accuracy"]) for row in rows if row["stage"] == stage] for stage in stages]
         losses = [[row["loss"] for row in rows if row["stage"] == stage] for stage in stages]
         label = kind if len(stages) == 1 else f"{kind}, mean of {len(stages)}{' seeds' * (kind != 'teacher')}"

@@ -16,7 +16,7 @@ OPERATORS = keras.src.layers.core.tf_op_layer.TFOpLambda  # TensorFlow functions
 MOVES = ("getitem", "squeeze", "expand_dims", "depth_to_space", "space_to_depth")  # of those, likewise transparent
 KEEPS_SIGN = (L.Add, L.Concatenate, L.Multiply, L.Maximum, L.AveragePooling2D, L.GlobalAveragePooling2D, *TRANSPARENT)
 PROBABILITIES = (keras.activations.softmax, keras.activations.sigmoid, tf.nn.softmax, tf.nn.sigmoid)
-FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # of which the last code is known of no integer form
+FLOAT = (L.LayerNormalization, L.GroupNormalization, L.UnitNormalization, L.Softmax)  # of which no integer form is known that is right to the last code
 EXACT = (L.BatchNormalization, L.Rescaling, L.AveragePooling2D, L.GlobalAveragePooling2D, L.Add, L.Multiply, L.Concatenate)
 
 

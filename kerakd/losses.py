@@ -36,7 +36,8 @@ def logit_mse(student, teacher, temperature=1.0):
 
 
 def standardized_kl(student, teacher, temperature=1.0):
-    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (logit standardization, CVPR 2024, whose T is 2).
+    """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (Sun et al., CVPR 2024, "Logit Standardization in Knowledge
+    Distillation", section 4, whose T is 2).
 
     std is that of the C logits, by C; the authors' code divides by C - 1, as a temperature sqrt(C / (C - 1)) of this one does.
 
@@ -83,6 +84,8 @@ def dist(student, teacher, temperature=1.0, beta=1.0, gamma=1.0):
     T^2 as in the authors' code. 1 - r = |u - v|^2 / 2 with u, v = centred / sqrt(|centred|^2 + 1e-8): for a constant row
     or column u = 0, so that two of them lose nothing (a batch of 1 has only such columns), and one of them 1/2. A student that
     says the same of each class, as a head of zeros does, is at a corner: its gradient is some thousands of times the usual one; clip it.
+
+    Args: student, teacher [n, C]; temperature: T > 0; beta, gamma: weights of the relations among classes and among examples, 1 in the paper.
     """
 
     def relation(p, q, axis):

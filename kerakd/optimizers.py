@@ -15,8 +15,20 @@ BY_NAME = {
 }
 
 
+def _check_steps(steps, warmup_steps):
+    """Raises BadInput for a schedule that would have no step left for its way down."""
+    if not 0 <= warmup_steps < steps:
+        raise BadInput(f"warmup_steps: expected 0 or more, and fewer than the {steps} steps of the schedule, received {warmup_steps}")
+
+
 def cosine(rate, steps, warmup_steps=0):
-    """Linear warm-up from 0 to `rate` in `warmup_steps`, then half a cosine to 0 at `steps` (FunMatch, appendix)."""
+    """Linear warm-up from 0 to `rate` in `warmup_steps`, then half a cosine to 0 at `steps` (FunMatch, appendix).
+
+    Args: rate: the peak learning rate. steps: optimizer steps of all of it, warm-up included. warmup_steps: fewer than those.
+    Returns: a tf_keras LearningRateSchedule: step -> learning rate, a float32 scalar.
+    Raises: BadInput for a warm-up that is not shorter than the schedule.
+    """
+    _check_steps(steps, warmup_steps)
     if not warmup_steps:
         return keras.optimizers.schedules.CosineDecay(rate, steps)
     return keras.optimizers.schedules.CosineDecay(0.0, steps - warmup_steps, warmup_target=rate, warmup_steps=warmup_steps)
@@ -24,9 +36,13 @@ def cosine(rate, steps, warmup_steps=0):
 
 @keras.utils.register_keras_serializable("kerakd")
 class Quadratic(keras.optimizers.schedules.LearningRateSchedule):
-    """Linear warm-up from 0 to `rate` in `warmup_steps`, then rate * (1 - (t - warm-up) / (steps - warm-up))^2 (FunMatch's Shampoo)."""
+    """Linear warm-up from 0 to `rate` in `warmup_steps`, then rate * (1 - (t - warm-up) / (steps - warm-up))^2 (FunMatch's Shampoo).
+
+    Args, Raises: as `cosine`.
+    """
 
     def __init__(self, rate, steps, warmup_steps=0):
+        _check_steps(steps, warmup_steps)
         self.rate, self.steps, self.warmup_steps = rate, steps, warmup_steps
 
     def __call__(self, step):
@@ -44,7 +60,11 @@ SCHEDULES = {"cosine": cosine, "quadratic": Quadratic}  # each of (rate, steps, 
 
 @keras.utils.register_keras_serializable("kerakd")
 class Restarts(keras.optimizers.schedules.LearningRateSchedule):
-    """A schedule of its own for each phase, one after the other; the warm-up is the first one's."""
+    """A schedule of its own for each phase, one after the other; the warm-up is the first one's.
+
+    Args: schedule: a key of SCHEDULES. rate: the peak learning rate of each. phases: [optimizer steps of a phase]. warmup_steps: of the first.
+    Raises: BadInput as `cosine`.
+    """
 
     def __init__(self, schedule, rate, phases, warmup_steps=0):
         self.schedule, self.rate, self.phases, self.warmup_steps = schedule, rate, list(phases), warmup_steps
@@ -63,7 +83,10 @@ class Restarts(keras.optimizers.schedules.LearningRateSchedule):
 
 
 class Ramp(keras.optimizers.schedules.LearningRateSchedule):
-    """From `start` at step 0 to `end` at step `steps` and after it, on half a cosine. Steps are those of the optimizer."""
+    """From `start` at step 0 to `end` at step `steps` and after it, on half a cosine, as `compile` takes for dampening and freezing.
+
+    Args: start, end: any numbers. steps: optimizer steps, 1 or more.
+    """
 
     def __init__(self, start, end, steps):
         self.start, self.end, self.steps = start, end, steps
@@ -89,7 +112,7 @@ def build(name, rate, steps, variables, warmup_steps=0, weight_decay=0.0, clip_n
         clip_norm: of all gradients together, or None.
         schedule: a key of SCHEDULES.
     Returns: a built tf_keras optimizer.
-    Raises: BadInput for an unknown name or schedule.
+    Raises: BadInput for an unknown name or schedule, a warm-up that is not shorter than the schedule.
     """
     if name not in BY_NAME:
         raise BadInput(f"optimizer: expected one of {', '.join(BY_NAME)}, received {name!r}")

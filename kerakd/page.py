@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from kerakd.files import read_json
+from kerakd.rundir import kind_of
 from kerakd.sensitivity import figure_of as sensitivity_figure
 from kerakd.wrapper import QuantizedLayer
 
@@ -47,7 +48,7 @@ def sections_of(name, directory, curves):
     Args: directory: a RunDirectory of a complete run. curves: the Figure of its learning curves.
     """
     found = [(name, [curves])]
-    students = [stage for stage in directory.results() if stage.startswith("taught_")]
+    students = [stage for stage in directory.results() if kind_of(stage) == "taught"]
     weights = weights_figure(directory.load_model(students[0])) if students else None
     if weights is not None:
         text = "Kernels of the first student in steps of their grids: the float weights that training moves, and under them the codes that they are."

@@ -63,7 +63,11 @@ def _channels(shape):
 
 
 class GridQuantizer(Quantizer):
-    """What all quantizers here share: tfmot's interface around `quantize`, `step` and `levels`."""
+    """What all quantizers here share: tfmot's interface around `quantize`, `step` and `levels`.
+
+    `quantize`, `step` and `codes` take a tensor as Keras has it, in x's own dtype or that of `arithmetic(x)`; only `view` knows a kernel's channels to be
+    on other axes. `variables` is what `build` has answered.
+    """
 
     takes_half = False  # whether `quantize` takes 16 bits as they are, and computes in float32 itself
 
@@ -107,6 +111,10 @@ class GridQuantizer(Quantizer):
         return self
 
     def build(self, tensor_shape, name, layer):
+        """{name: variable} that `quantize` and `step` read, added to `layer`.
+
+        tensor_shape: of the tensor, channels last. name: what their names begin with, as "kernel", "activation" or "output".
+        """
         return {}
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert, and looking for it takes time at every tracing

@@ -22,6 +22,7 @@ def recast(model, policy="float32", synchronized=False):
     Grids are computed in float32 in any case (`quantizers`).
 
     Args:
+        model: a functional tf_keras model, float or quantized.
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
         synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
     Returns: a functional model; the caller's is not touched.

@@ -30,6 +30,11 @@ LOCK = ".lock"  # held by the process that trains in a run directory
 _HELD = "--workdir: expected a run that no other process trains, received {}; wait for that one, or stop it first"
 
 
+def kind_of(stage):
+    """What a stage named KIND or KIND_NUMBER trains: "teacher", "float", "alone" or "taught"."""
+    return stage.partition("_")[0]
+
+
 class RunDirectory:
     """A run directory.
 

@@ -28,7 +28,7 @@ with quiet.native_chatter_off():
     from kerakd.modelfile import load_model
     from kerakd.quantizers import Interval, parse
     from kerakd.rewrite import simplify
-    from kerakd.rundir import RunDirectory
+    from kerakd.rundir import RunDirectory, kind_of
     from kerakd.scheme import Scheme, quantize
     from kerakd.teachers import is_file
     from kerakd.wrapper import kernel_name
@@ -231,7 +231,7 @@ def main():
         taken, predicted = proposal["bytes"], proposal["predicted"]
         print(f"\nfor {options.budget} bytes: {taken:.0f} bytes of kernels, predicted accuracy {predicted:.4f} before training")
         print(" ".join(f"'{text}'" for text in proposal["overrides"]))
-    taught = [value for name, value in trained.items() if name.startswith("taught_")]
+    taught = [value for name, value in trained.items() if kind_of(name) == "taught"]
     if taught:
         said["trained"] = float(np.mean(taught))
         print(f"{options.trained}: trained, accuracy {said['trained']:.4f} on test images")

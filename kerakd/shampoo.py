@@ -5,6 +5,8 @@ import math
 import tensorflow as tf
 import tf_keras as keras
 
+from kerakd.errors import BadInput
+
 
 def matrix_shape(variable):
     """(rows, columns) of a kernel: all axes but the last against the last; of a depthwise kernel the positions against its channels."""
@@ -59,14 +61,27 @@ class Shampoo(keras.optimizers.Optimizer):
     that averages, so that a rate good for Adam is one for Shampoo; equal blocks (300 rows are 3 x 100, not 128 + 128 + 44).
 
     Args:
-        beta2: what stays of the statistics at each step; 1.0 sums them up.
-        block: the largest side of a preconditioner.
-        inverse_every: steps from one computation of the roots to the next; the statistics take in every gradient.
-        epsilon: times the greatest eigenvalue of L or R, is added to its diagonal.
+        learning_rate: a number or a tf_keras schedule.
+        momentum: in [0, 1).
+        beta2: what stays of the statistics at each step, in (0, 1]; 1.0 sums them up.
+        block: the largest side of a preconditioner, 1 or more.
+        inverse_every: steps from one computation of the roots to the next, 1 or more; the statistics take in every gradient.
+        epsilon: times the greatest eigenvalue of L or R, is added to its diagonal; 0 or more.
         kwargs: of keras.optimizers.Optimizer: weight_decay, global_clipnorm, ...
+    Raises: BadInput for numbers outside these ranges.
     """
 
     def __init__(self, learning_rate=0.001, momentum=0.9, beta2=0.999, block=128, inverse_every=1, epsilon=1e-6, name="Shampoo", **kwargs):
+        ranges = {
+            "momentum": (0 <= momentum < 1, "0 or more and less than 1", momentum),
+            "beta2": (0 < beta2 <= 1, "more than 0 and at most 1", beta2),
+            "block": (block >= 1, "1 or more", block),
+            "inverse_every": (inverse_every >= 1, "1 or more", inverse_every),
+            "epsilon": (epsilon >= 0, "0 or more", epsilon),
+        }
+        for argument, (right, expected, received) in ranges.items():
+            if not right:
+                raise BadInput(f"{argument}: expected {expected}, received {received}")
         super().__init__(name=name, **{"jit_compile": False, **kwargs})
         self._learning_rate = self._build_learning_rate(learning_rate)
         self.momentum, self.beta2, self.block, self.inverse_every, self.epsilon = momentum, beta2, block, inverse_every, epsilon

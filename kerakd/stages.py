@@ -4,6 +4,7 @@ import dataclasses
 
 from kerakd.modes import MODES
 from kerakd.networks import teacher_name
+from kerakd.rundir import kind_of
 from kerakd.teachers import is_file
 
 
@@ -24,7 +25,7 @@ class Stage:
     @property
     def quantized(self):
         """Whether its student is."""
-        return self.name.split("_")[0] not in ("teacher", "float")
+        return kind_of(self.name) not in ("teacher", "float")
 
     @property
     def teacher_learns(self):

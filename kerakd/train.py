@@ -19,7 +19,7 @@ with quiet.native_chatter_off():
     from kerakd.devices import devices, lost
     from kerakd.errors import BadInput
     from kerakd.keep import Every, Keeping, Stopped
-    from kerakd.rundir import RunDirectory
+    from kerakd.rundir import RunDirectory, kind_of
     from kerakd.training import Training
 
 
@@ -40,7 +40,7 @@ def table(results, taught):
     rows = []
     student = "student, taught" if taught else "student"
     for kind, title in (("teacher", "teacher"), ("float", "float student"), ("alone", "student, alone"), ("taught", student)):
-        found = [accuracy for name, accuracy in results.items() if name.split("_")[0] == kind]
+        found = [accuracy for name, accuracy in results.items() if kind_of(name) == kind]
         if found:
             spread = f"  (mean of {len(found)}{' seeds' * (kind != 'teacher')}, {min(found):.4f} to {max(found):.4f})" if len(found) > 1 else ""
             rows.append(f"  {title:28}{sum(found) / len(found):.4f}{spread}")

@@ -19,6 +19,7 @@ from kerakd.modes import MODES
 from kerakd.networks import Networks, teacher_name
 from kerakd.progress import Progress
 from kerakd.recast import recast
+from kerakd.rundir import kind_of
 from kerakd.scalars import Scalars
 from kerakd.stages import stages
 from kerakd.teachers import is_file
@@ -265,7 +266,7 @@ class Training:
 
     def measure(self):
         """{network: test accuracy}; prints how near each taught student is to its first teacher, as that ended."""
-        titles = {stage.name: stage.title for stage in self.stages if stage.name.split("_")[0] == "taught" and self.config.taught()}
+        titles = {stage.name: stage.title for stage in self.stages if kind_of(stage.name) == "taught" and self.config.taught()}
         results, labels, teacher = {}, scores.labels_of(self.tests()), None
         trained = [(stage.name, functools.partial(self.directory.load_model, stage.name), stage.size) for stage in self.stages]
         for name, model, size in self.networks.given() + trained:

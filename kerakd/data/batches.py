@@ -1,6 +1,7 @@
 """Examples of a split as batches of views."""
 
 import math
+import typing
 
 import numpy as np
 import tensorflow as tf
@@ -10,6 +11,22 @@ from kerakd.data.splits import KEPT
 from kerakd.errors import BadInput
 
 SHUFFLED = 2**31  # bytes that wait to be drawn from: the buffer of a shuffle
+
+
+class Part(typing.NamedTuple):
+    """Whose part of each batch: that of one of several workers, of which each deals its own out to so many replicas."""
+
+    worker: int
+    workers: int
+    replicas: int
+
+    def of_batch(self, batch_size):
+        """The places in a batch of the worker's images, a slice."""
+        each = batch_size // self.workers
+        return slice(self.worker * each, (self.worker + 1) * each)
+
+
+ALONE = Part(0, 1, 1)
 
 
 def training(
@@ -27,13 +44,13 @@ def training(
     fixed_logits=None,
     places=False,
     augmenter=None,
-    part=(0, 1, 1),
+    part=ALONE,
 ):
     """Batches of views for epochs first_epoch..epochs-1, one after the other; each epoch has count // batch_size batches, the first those from first_batch on.
 
-    The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch). An image
-    is drawn from as many as SHUFFLED bytes hold, of pixels at most 50,000: of a folder all, of a TFDS set that memory does not hold those
-    bytes of files.
+    The order within an epoch and every view are functions of (seed, epoch, example) alone, mixup's share of (seed, epoch, batch). A folder is
+    shuffled whole, as its paths wait to be drawn and not its pixels; of a TFDS set that memory does not hold as many encoded images wait as
+    SHUFFLED bytes take, of one that it holds at most 50,000 decoded.
 
     Args:
         split: a Split.
@@ -45,55 +62,57 @@ def training(
         fixed_logits: [count, teachers, classes] float32 of a view that is fixed, in the split's order.
         places: whether each batch says its place among the views, for a cache of logits.
         augmenter: a function of a batch of views that all networks share, float32 [n, height, width, c], that gives such a batch.
-        part: (worker, workers, replicas): of each batch the images of this worker alone, as so many batches one after the other, a replica's each.
+        part: a Part: of each batch the images of its worker alone, as so many batches one after the other as that has replicas.
     Returns: a tf.data.Dataset of (x, int64 [batch]), or (x,) for a split without labels. x is float32 [batch, height, width, c] in
         -1..1 or, where teachers are to see or say something else, {"student": that, "teachers": a tuple of the like,
         "logits": float32 [batch, teachers, classes], "place": int64 [2], epoch and batch}, of which the last three are as asked for.
     Raises: BadInput for a batch larger than the split or that can't be dealt out evenly, a view whose teacher's size can't differ or be mixed.
     """
-    worker, workers, replicas = part
-    if batch_size % (workers * replicas):
-        raise BadInput(f"batch_size: expected a multiple of {workers * replicas}, the replicas that share a batch, received {batch_size}")
-    mine = slice(worker * (batch_size // workers), (worker + 1) * (batch_size // workers))
+    part = Part(*part)
     if not 0 < batch_size <= split.count:
         raise BadInput(f"batch_size: expected 1 to {split.count}, the size of {split.name}, received {batch_size}")
-    made = _views(augment.view(view), view, size, teacher_sizes, mixup)
+    if batch_size % (part.workers * part.replicas):
+        raise BadInput(f"batch_size: expected a multiple of {part.workers * part.replicas}, the replicas that share a batch, received {batch_size}")
+    each, mine = batch_size // part.workers, part.of_batch(batch_size)
+    make = _views(augment.view(view), view, size, teacher_sizes, mixup)
     fixed_logits = None if fixed_logits is None else tf.convert_to_tensor(fixed_logits)  # once, and no constant of a graph
 
     def one_epoch(epoch):
         key, order = _order(split, seed, epoch)
         begin = tf.where(epoch == first_epoch, tf.constant(first_batch, tf.int64), 0)
         order = order.skip(begin * batch_size).take((split.count // batch_size - begin) * batch_size)
-        if workers > 1 and not mixup:  # before anything is read or drawn; mixed images need their neighbours
+        if part.workers > 1 and not mixup:  # before anything is read or drawn; mixed images need their neighbours
             order = order.enumerate().filter(lambda k, _: (k % batch_size >= mine.start) & (k % batch_size < mine.stop)).map(lambda _, e: e)
-
-        def example(e):
-            e = split.read(e) if split.read else e
-            x = made(e["image"], key, e["index"])
-            if fixed_logits is not None:
-                x["logits"] = tf.gather(fixed_logits, e["index"])
-            return (x, e["label"]) if split.labelled else (x,)
-
-        def batch(number, taken):
-            x, *label = taken
-            if mixup:
-                x = {**x, **tf.nest.map_structure(lambda images: augment.mixup(images, tf.stack([key, -1 - number])), x)}
-            if augmenter is not None:
-                x["student"] = augmenter(x["student"])
-            if places:
-                x["place"] = tf.stack([epoch, number])
-            return (x["student"] if set(x) == {"student"} else x, *label)
-
-        views = order.map(example, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-        batches = views.batch(batch_size if mixup else batch_size // workers, drop_remainder=True)
-        return batches.enumerate(begin).map(lambda number, taken: batch(number, taken))
+        views = order.map(lambda e: _example(split, e, make, key, fixed_logits), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+        batches = views.batch(batch_size if mixup else each, drop_remainder=True).enumerate(begin)
+        return batches.map(lambda number, batch: _finished(*batch, key=key, place=(epoch, number), mixup=mixup, augmenter=augmenter, places=places))
 
     batches = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
-    if workers > 1 and mixup:
-        batches = batches.map(lambda *taken: tf.nest.map_structure(lambda tensor: tensor[mine], taken))
-    if replicas > 1:
-        batches = batches.rebatch(batch_size // workers // replicas, drop_remainder=True)
+    if part.workers > 1 and mixup:
+        batches = batches.map(lambda *batch: tf.nest.map_structure(lambda tensor: tensor[mine], batch))
+    if part.replicas > 1:
+        batches = batches.rebatch(each // part.replicas, drop_remainder=True)
     return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _example(split, e, make, key, fixed_logits):
+    """({"student": view, ...}, label), or without the label, of an example or of the row that it is read from."""
+    e = split.read(e) if split.read else e
+    x = make(e["image"], key, e["index"])
+    if fixed_logits is not None:
+        x["logits"] = tf.gather(fixed_logits, e["index"])
+    return (x, e["label"]) if split.labelled else (x,)
+
+
+def _finished(x, *labels, key, place, mixup, augmenter, places):
+    """A batch of examples as `training` gives it: mixed, augmented, with its place (epoch, number) where that is asked for."""
+    if mixup:
+        x = {**x, **tf.nest.map_structure(lambda images: augment.mixup(images, tf.stack([key, -1 - place[1]])), x)}
+    if augmenter is not None:
+        x["student"] = augmenter(x["student"])
+    if places:
+        x["place"] = tf.stack(place)
+    return (x["student"] if set(x) == {"student"} else x, *labels)
 
 
 def _order(split, seed, epoch):

@@ -12,8 +12,8 @@ from kerakd.kinds import FLOAT, computes, fuses, is_exact, is_relu, passes_on, s
 from kerakd.wrapper import QuantizedActivation, QuantizedLayer, kernel_name
 
 L = keras.layers
-STEPS = (QuantizedLayer, L.BatchNormalization)  # each call of such a layer has multipliers of its own in a file
-IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # other in training mode than in a file
+PER_CALL = (QuantizedLayer, L.BatchNormalization)  # each call of such a layer has multipliers of its own in a file
+IN_TRAINING = (L.BatchNormalization, keras.src.engine.base_layer.BaseRandomLayer)  # which compute something else in training mode than in a file
 TINY = 1e-6  # of a gamma: its channel's multiplier is beyond integers, or close to it
 
 
@@ -121,7 +121,7 @@ def output_grid(call, grids):
 
 
 def _called_twice(model, calls):
-    counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, STEPS))
+    counts = collections.Counter(call.layer.name for call in calls if isinstance(call.layer, PER_CALL))
     for name, count in counts.items():
         if count > 1:
             yield Finding(name, f"called {count} times, which has {count} steps in a file", "give each call a layer of its own", True)
@@ -178,7 +178,7 @@ def _dead_channels(model, calls):
             yield Finding(call.layer.name, f"{dead} of {gamma.shape[0]} channels with a gamma of 0 become constants", "prune them")
 
 
-ENDS = (_ends,)  # of a file alone: several networks have settled copies and codes
+ENDS = (_ends,)  # asked where a file is made: `settle` and `codes` take models of several inputs and outputs as well
 OF_CALLS = (
     *(_no_student, _sizes, _float_kernels, _float_tensors, _wide_codes, _called_twice, _called_in_training, _odd_bounds),
     *(_no_integers, _odd_averages, _dead_channels),

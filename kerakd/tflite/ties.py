@@ -55,11 +55,16 @@ def avoid_ties(made, grid, grids):
         _check_units(call, operands, grid)
         checked.append((agree, call, operands))
     step = grid.step
-    for k in range(400 if checked else 0):  # 0, +, -, ++, --, ...
-        grid.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
+    for grid.step in _nearby(step) if checked else ():
         if all(agree(call, operands, grid) for agree, call, operands in checked):
             return
     grid.step = step
+
+
+def _nearby(step):
+    """The step itself, then ones a little finer and coarser in turns, to 0.2 % either way."""
+    for k in range(400):
+        yield float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
 
 
 def _check_units(call, operands, y):
@@ -87,8 +92,7 @@ def _avoid_sigmoid_ties(call, grid, grids):
     if operand is None or _agreement(source) is not None or (source is not None and is_sigmoid(source.layer)):
         return
     step, codes = operand.step, np.arange(operand.low, operand.high + 1)
-    for k in range(400):
-        operand.step = float(short(step * (1 + (k + 1) // 2 * (-1) ** k * 1e-5)))
+    for operand.step in _nearby(step):
         file = arithmetic.sigmoid_xnnpack(codes + operand.zero, operand.quantization)
         if np.array_equal(file, _round(1 / (1 + np.exp(-np.clip(codes * operand.step, -100, 100))), grid)):
             return
