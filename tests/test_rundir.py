@@ -15,7 +15,6 @@ import tf_keras as keras
 from conftest import ROOT
 
 from kerakd.errors import BadInput
-from kerakd.files import write_aside
 from kerakd.modelfile import load_model
 from kerakd.rundir import RunDirectory
 
@@ -123,11 +122,7 @@ def test_a_directory_that_can_not_be_made_is_refused():
         RunDirectory("/proc/nowhere/run").claim("", resume=False, overwrite=False)
 
 
-def test_writing_that_fails_leaves_the_old_file(tmp_path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def fail(aside):
+def fail(aside):
         aside.write_text("half")
         raise OSError("disk full")
 
@@ -309,17 +304,6 @@ def test_what_a_killed_process_left_half_written_is_no_run_and_no_hindrance(tmp_
     (tmp_path / "models" / ".taught_0.partial.keras").write_text("")
     RunDirectory(tmp_path).claim("--a=1\n", resume=True, overwrite=False)
     assert not [path for path in tmp_path.rglob("*") if ".partial" in path.name]
-
-
-def half(aside):
-    aside.write_text("half")
-    raise OSError("disk full")
-
-
-def test_writing_that_fails_leaves_nothing_beside_the_file(tmp_path):
-    with pytest.raises(OSError, match="disk full"):
-        write_aside(tmp_path / "x.txt", half)
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("name, read", [("data.json", RunDirectory.data), ("results.json", RunDirectory.results), ("metrics.jsonl", RunDirectory.metrics)])
