@@ -145,6 +145,8 @@ def random_states(model):
 def clone_layer(layer, cls=None, **changes):
     """A fresh layer of the same configuration but for `changes`, and of the same class or of `cls`, one of its bases; its weights are not copied."""
     cls = cls or type(layer)
+    if cls is keras.layers.BatchNormalization and layer.synchronized:
+        changes = {"synchronized": True, **changes}  # which Keras leaves out of its configuration
     try:
         return cls.from_config({**cls.get_config(layer), **changes})
     except (TypeError, ValueError, NotImplementedError) as error:

@@ -447,8 +447,11 @@ def serialize(quantizer):
 
 def deserialize(data):
     """The inverse of `serialize`."""
-    if data is None or "quantizer" not in data:
-        return data and keras.utils.deserialize_keras_object(data)
+    if data is None:
+        return None
+    if "quantizer" not in data:  # a user's own, by its registered name: while an .h5 file is read Keras looks its class's name up alone
+        own = keras.utils.get_registered_object(data.get("registered_name") or "")
+        return own.from_config(data["config"]) if own else keras.utils.deserialize_keras_object(data)
     return _OURS[data["quantizer"]](**{key: value for key, value in data.items() if key != "quantizer"})
 
 

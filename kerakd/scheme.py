@@ -181,6 +181,18 @@ class _Attachment:
         return QuantizedActivation(*args, name=free, dtype=dtype)
 
 
+def _check_switches(model):
+    """Raises BadInput for layers that learn by their own switch and don't by that of a model around them, which the flat student does not have."""
+    learned = {id(variable) for variable in model.trainable_weights}
+    layers = [layer for layer in model._flatten_layers(include_self=False) if not isinstance(layer, keras.Model)]
+    hidden = [layer.name for layer in layers if any(id(variable) not in learned for variable in layer.trainable_weights)]
+    if hidden:
+        raise BadInput(
+            f"model: expected layers that are frozen with the model around them, received {', '.join(hidden)}, switched on in one that is off; "
+            "set trainable of both alike"
+        )
+
+
 def quantize(model, scheme):
     """A student: a copy of `model` with the quantizers of `scheme` attached and the model's weights.
 
@@ -195,10 +207,11 @@ def quantize(model, scheme):
         scheme: a Scheme.
     Returns: a functional tf_keras model.
     Raises: BadInput for a Keras 3 model, a subclassed one, one that is quantized already or has no weighted layer; probabilities instead of logits;
-        inputs or variables that are not float32; NaN or infinity; channels first, Masking, an activity_regularizer, add_loss, add_metric, layers of
-        tfmot. Layers that stay float are named on stderr.
+        layers that are switched on inside a model that is off; inputs or variables that are not float32; NaN or infinity; channels first, Masking, an
+        activity_regularizer, add_loss, add_metric, layers of tfmot. Layers that stay float are named on stderr.
     """
     _check_float(model, scheme)
+    _check_switches(model)
     simple, sources = simplify(model)
     todo = plan(simple, scheme)
     _name_floats(todo)

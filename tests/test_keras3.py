@@ -392,6 +392,10 @@ def test_regularizers_constraints_and_initializers_are_kept():
     np.testing.assert_allclose(sum(copy.losses), sum(model.losses), rtol=1e-5)
 
 
+def test_a_rescaling_by_an_array_is_one_by_its_numbers():
+    converted(one(L.Rescaling(np.float32([0.5, 2.0, 3.0]), np.float32([0.0, 1.0, -1.0])), (8, 8, 3)))
+
+
 def test_what_is_not_trained_stays_untrained():
     model = nested()
     model.get_layer("middle").trainable = False
@@ -484,6 +488,10 @@ REFUSED = {
     "lora": (lambda: one(_with_lora), "lora_rank=2 in layer 'd'"),
     "activation": (lambda: one(L.Dense(3, activation="log_softmax", name="d")), "'log_softmax' in layer 'd'; change it"),
     "own regularizer": (lambda: one(L.Dense(3, kernel_regularizer=_own_regularizer, name="d")), "kernel_regularizer=.* in layer 'd'"),
+    "weighted activation": (lambda: one(L.Dense(3, activation=L.PReLU(name="p"), name="d"), VECTOR), "the layer 'p' as that of 'd'; put it behind"),
+    "frozen weight": (lambda: _with_a_weight_changed(trainable=False), "kernel of 'd' frozen; freeze the layer"),
+    "weight's regularizer": (lambda: _with_a_weight_changed(regularizer=k3.regularizers.L2(0.1)), "'kernel' of 'd' alone; give the layer"),
+    "can't run": (lambda: one(lambda x: L.Dense(2)(L.Flatten()(ops.softmax(x, axis=(1, 2))))), r"\(.*\); change that layer"),
     "mask": (lambda: _with_mask(), "'s' called with mask="),
     "optional": (lambda: (lambda x: k3.Model(x, L.Dense(2)(x)))(k3.Input((3,), optional=True, name="x")), "'x' with optional=True"),
     "missing": (lambda: "no/such.keras", "'no/such.keras', where there is no file"),
@@ -493,6 +501,13 @@ REFUSED = {
 def _with_mask():
     x, mask = k3.Input((3,), name="x"), k3.Input((3,), dtype="bool", name="mask")
     return k3.Model([x, mask], L.Softmax(name="s")(x, mask=mask))
+
+
+def _with_a_weight_changed(**change):
+    model = one(L.Dense(3, name="d"), VECTOR)
+    for name, value in change.items():
+        setattr(model.get_layer("d").kernel, name, value)
+    return model
 
 
 def _with_lora(x):

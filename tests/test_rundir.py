@@ -122,15 +122,6 @@ def test_a_directory_that_can_not_be_made_is_refused():
         RunDirectory("/proc/nowhere/run").claim("", resume=False, overwrite=False)
 
 
-def fail(aside):
-        aside.write_text("half")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_aside(path, fail)
-    assert path.read_text() == "old"
-
-
 def test_a_run_that_kept_a_path_from_home_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", "/me")
     RunDirectory(tmp_path / "run").claim("--data_dir=~/tfds\n--teacher=~/t.keras,size=8\n", resume=False, overwrite=False)

@@ -1,5 +1,7 @@
 """Laws of the scheme: which tensor gets which quantizer, what calibration finds, what survives a file, refusals."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -710,6 +712,38 @@ def test_a_split_student_is_saved_cloned_and_settled(kind, tmp_path):
     for again in (loaded, cloned):
         np.testing.assert_array_equal(again(IMAGES), student(IMAGES))
     assert kerakd.verify(kerakd.settle(student), kerakd.to_tflite(student), IMAGES).exact
+
+
+def test_a_layer_that_is_on_inside_a_model_that_is_off_is_named():
+    net = nested()
+    net.get_layer("body").trainable = False
+    net.get_layer("body").get_layer("c2").trainable = True
+    with pytest.raises(BadInput, match="expected layers that are frozen with the model around them, received c2, switched on in one that is off"):
+        quantize(net, Scheme(Interval(4), Interval(4)))
+
+
+def test_a_synchronized_batchnorm_stays_one():
+    inputs = keras.Input((8, 8, 1))
+    x = L.BatchNormalization(synchronized=True, name="b")(L.Conv2D(3, 3)(inputs))
+    student = quantize(keras.Model(inputs, L.Dense(10)(L.Flatten()(x))), Scheme(Interval(4), Interval(4)))
+    assert student.get_layer("b").synchronized and not quantize(resnet(), Scheme(Interval(4), Interval(4))).get_layer("conv_bn").synchronized
+
+
+@keras.utils.register_keras_serializable("kerakd_tests")
+@dataclasses.dataclass(frozen=True)
+class Own(Interval):
+    """A user's own quantizer."""
+
+
+@pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")  # h5 is what is tested
+@pytest.mark.parametrize("kind", ["x.keras", "x.h5", "x"])
+def test_a_users_own_quantizer_is_read_from_every_kind_of_file(kind, tmp_path):
+    student = quantize(nested(), Scheme(Own(4), Own(4)))
+    calibrate(student, IMAGES)
+    student.save(tmp_path / kind)
+    with kerakd.quantize_scope():
+        loaded = keras.models.load_model(tmp_path / kind)
+    np.testing.assert_array_equal(loaded(IMAGES), student(IMAGES))
 
 
 @pytest.mark.filterwarnings("ignore:You are saving your model as an HDF5 file")  # h5 is what is tested

@@ -5,15 +5,20 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
+from kerakd.keras3.words import reason
 
 UNKNOWN_SIZE = 64  # in the final check, of an axis whose size the model leaves open
 
 
 def check_outputs(graph, copy, tensors, keras3):
-    """Raises BadInput unless both models have the same outputs on a random batch."""
-    batch = {id(ref): _random(ref) for ref in graph.inputs}
-    inputs = tf.nest.map_structure(lambda ref: batch[id(ref)], graph._inputs_struct)
-    if _same(graph(inputs, training=False), copy(inputs, training=False), keras3):
+    """Raises BadInput unless both models have the same outputs on a random batch, or if Keras 3 can't run its own on one."""
+    try:
+        batch = {id(ref): _random(ref) for ref in graph.inputs}
+        inputs = tf.nest.map_structure(lambda ref: batch[id(ref)], graph._inputs_struct)
+        expected = graph(inputs, training=False)
+    except Exception as error:  # Keras 3 raises whatever its layers do
+        raise BadInput(f"model: expected one that Keras 3 can run here, received {graph.name!r} ({reason(error)}); change that layer") from error
+    if _same(expected, copy(inputs, training=False), keras3):
         return
     probes = keras3.Model(graph.inputs, [ref for _, ref, _ in tensors]), keras.Model(copy.inputs, [value for _, _, value in tensors])
     flat = list(batch.values())

@@ -90,6 +90,8 @@ def _unknown(layer, key, value):
 
 def _value(layer, key, value):
     """The value of one argument for tf_keras."""
+    if isinstance(value, dict) and value.get("class_name") == "__numpy__":
+        return value["config"]["value"]
     if key == "dtype" and isinstance(value, dict):
         if value["config"].get("name") not in ("float32", "float64"):  # half precision rounds otherwise, int8 holds another kernel
             received = f"{value['class_name']} {value['config'].get('name')!r} in layer {layer.name!r}"

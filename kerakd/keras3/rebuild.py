@@ -89,6 +89,9 @@ class Made:
         """(what the tf_keras layer takes as its `activation`, the function that comes after the layer or None)."""
         value, name = config["activation"], config["name"]
         if isinstance(source.activation, self.keras3.layers.Layer):
+            if not isinstance(source.activation, self.weightless()):
+                received = f"the layer {source.activation.name!r} as that of {source.name!r}"
+                raise BadInput(f"model: expected an activation without weights, received {received}; put it behind {source.name!r} as a layer of its own")
             inner = self.layer(source.activation, names, lambda own: names.added(f"{name}_{own}"))
             return "linear", lambda x: inner(x, {})
         if not isinstance(value, str) or value not in (*ACTIVATIONS, *HARD):
@@ -98,6 +101,10 @@ class Made:
             return ACTIVATIONS[value], None
         own = name if isinstance(source, self.keras3.layers.Activation) else names.added(f"{name}_{value}")
         return "linear", hard(value, own, names, source.compute_dtype)
+
+    def weightless(self):
+        """The classes of Keras 3 that may be another layer's activation."""
+        return tuple(getattr(self.keras3.layers, name) for name in ("Activation", "ELU", "LeakyReLU", "ReLU", "Softmax"))
 
 
 def _chain(copy, after):
@@ -147,7 +154,22 @@ def copy_weights(source, copy):
         received = ", ".join(f"{name} {value.shape}" for name, value in values.items())
         expected = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise BadInput(f"model: expected the weights {expected} in layer {source.name!r}, received {received}; write the model in tf_keras")
+    _check_variables(source, {name for name, variable in zip(names, copy.weights) if variable.trainable})
     copy.set_weights([values[name] for name in names])
+
+
+def _check_variables(source, learned):
+    """Raises BadInput for what a variable of the Keras 3 layer has of its own and not by the layer's arguments. learned: names of those that learn."""
+    frozen = sorted(learned - {variable.name for variable in source.weights if variable.trainable}) if source.trainable else []
+    if frozen:
+        raise BadInput(f"model: expected weights that learn as their layer does, received {', '.join(frozen)} of {source.name!r} frozen; freeze the layer")
+    known = [value for name, value in vars(source).items() if name.endswith("_regularizer")]
+    for variable in source.weights:
+        if variable.regularizer is not None and not any(variable.regularizer is one for one in known):
+            raise BadInput(
+                f"model: expected regularizers that are arguments of their layer, received one of {variable.name!r} of {source.name!r} alone; "
+                f"give the layer {variable.name}_regularizer"
+            )
 
 
 def copy_trainable(made, model):
