@@ -7,5 +7,9 @@ def shortened(name, most):
 
 
 def caption(name):
-    """`name` as text of a figure: no dollar begins a formula in it, and no underscore keeps it out of a legend."""
-    return (" " if name.startswith("_") else "") + name.replace("$", r"\$")
+    """`name` as text of a figure: no dollar begins a formula in it, no underscore keeps it out of a legend, and what the font lacks is a box."""
+    from matplotlib import font_manager  # half a second's import
+
+    font = font_manager.get_font(font_manager.findfont(font_manager.FontProperties()))
+    drawn = "".join(letter if font.get_char_index(ord(letter)) else "□" for letter in name)
+    return (" " if name.startswith("_") else "") + drawn.replace("$", r"\$")

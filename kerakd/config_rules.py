@@ -163,6 +163,7 @@ def _read(config):
     needs = {
         **dict.fromkeys(("soft_loss", "soft_weight", "hard_weight"), ("a phase with a teacher", config.taught())),
         "temperature": ("a phase with a teacher and another --soft_loss than logit_mse", config.taught() and config.soft_loss != "logit_mse"),
+        "data_dir": ("a dataset of TFDS", any(name and not name.startswith("folder:") for name in (config.dataset, config.transfer_dataset))),
         "teacher_width": ("a teacher by name", any(not is_file(one.network) for one in config.teachers())),
         "ensemble": ("several teachers", len(config.teacher) > 1),
         **dict.fromkeys(("hint_loss", "hint_weight"), ("--hint", bool(config.hint))),

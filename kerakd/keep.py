@@ -1,5 +1,6 @@
 """When a run under way is kept: at every epoch's end, at an interval, and when the process is asked to stop."""
 
+import contextlib
 import dataclasses
 import re
 import signal
@@ -35,9 +36,10 @@ class StopRequest:
             signal.signal(number, self._asked)
 
     def _asked(self, number, frame):
-        if self.number is not None or not self.training:
+        at_once = self.number is not None or not self.training
+        self.number = self.number or number  # kept in any case: what is raised in a destructor, say, is lost, and the next step heeds it
+        if at_once:
             raise Stopped(number)
-        self.number = number
 
 
 class Every:
@@ -83,6 +85,16 @@ class Keeping:
     def agreed(self, over=False):
         """What all workers do now: 0, go on; 1, keep a checkpoint, as the interval of one is over; the signal that one received: keep one and stop."""
         return self.devices.largest(self.request.number or int(over))
+
+    @contextlib.contextmanager
+    def asked_within(self):
+        """Within it, as within a `fit`, a request to stop waits for who asks `agreed`, and the interval begins."""
+        self.request.training = True
+        self.every.begin()
+        try:
+            yield
+        finally:
+            self.request.training = False
 
     def heed(self):
         """Raises: Stopped if any worker was asked to."""

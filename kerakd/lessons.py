@@ -101,28 +101,48 @@ class Lessons:
             "precision": c.mixed_precision or "float32",
         }
 
-    def prepare(self, teachers):
-        """Has frozen teachers say what can be said once: their logits on views that never change, which are in the run directory if they were asked before."""
-        name, c = "fixed_logits.npz", self.config
+    def prepare(self, teachers, keeping):
+        """Has frozen teachers say what can be said once: their logits on views that never change, which are in the run directory if they were asked before.
+
+        keeping: a `keep.Keeping`: after its intervals, and where the process is asked to stop, what was said so far is kept.
+        """
+        c = self.config
         if not augment.view(c.view).fixed or self.fixed_logits is not None:
             return
         made_from = {**self._made_from(teachers, self._seed(c.seed)), "ensemble_views": c.ensemble_views}
-        if (self.directory.path / name).exists():
-            self.fixed_logits = self._remembered(self.directory.path / name, made_from)
+        whole, part = (self.directory.path / name for name in ("fixed_logits.npz", "fixed_logits_begun.npz"))
+        if whole.exists():
+            (self.fixed_logits,) = self._remembered(whole, made_from, "logits")
             return
-        views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views)
-        self.fixed_logits = fixed_logits(teachers, views, per_image, self.transfer.count)
+        done, said = self._remembered(part, made_from, "done", "said") if part.exists() else (0, None)
+        views, per_image = data.fixed(self.transfer, view=c.view, size=self.shape[:2], seed=self._seed(c.seed), ensemble=c.ensemble_views, first=int(done))
+
+        def keep(done, said):
+            agreed = keeping.agreed(keeping.every.due())
+            if agreed:
+                self._write(part.name, made_from, done=done, said=said)
+                keeping.every.begin()
+                keeping.heed()
+
+        with keeping.asked_within():
+            self.fixed_logits = fixed_logits(teachers, views, per_image, self.transfer.count, (int(done), said), keep)
+        self._write(whole.name, made_from, logits=self.fixed_logits)
+        with self.directory.writing(part.name) as path:
+            path.unlink(missing_ok=True)
+
+    def _write(self, name, made_from, **arrays):
         with self.directory.writing(name) as path:
-            write_aside(path, lambda aside: np.savez(aside, made_from=json.dumps(made_from), logits=self.fixed_logits))
+            write_aside(path, lambda aside: np.savez(aside, made_from=json.dumps(made_from), **arrays))
 
     @staticmethod
-    def _remembered(path, made_from):
+    def _remembered(path, made_from, *names):
+        """The arrays of these names that `_write` has put there. Raises: BadInput for a damaged file, and what was made from something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
-                said, logits = json.loads(str(file["made_from"])), file["logits"]
+                said, arrays = json.loads(str(file["made_from"])), [file[name] for name in names]
         except (ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise BadInput(f"--workdir: expected {path} as it was written, received something damaged ({error}); delete it, then --resume") from error
         differing = differences(said, made_from)
         if differing:
             raise BadInput(f"--workdir: expected {path} of the same teachers and views, received one with {differing}; delete it, or begin another run")
-        return logits
+        return arrays

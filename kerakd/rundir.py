@@ -21,7 +21,7 @@ from kerakd.files import flush, is_aside, read_json, write_aside, write_json
 from kerakd.modelfile import load_model
 
 WRITTEN = (
-    *("flags.cfg", "results.json", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "curves.png", "fixed_logits.npz"),
+    *("flags.cfg", "results.json", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "curves.png", "fixed_logits*.npz"),
     *("models/teacher*.keras", "models/float.keras", "models/alone_*.keras", "models/taught_*.keras", "checkpoints", "tensorboard"),
 )  # by a run
 EXPORTED = ("student.tflite", "student.int4.tflite", "student.json", "student.md")
@@ -44,7 +44,7 @@ class RunDirectory:
     intervals.jsonl the students' intervals, likewise
     tensorboard/    both for TensorBoard, with the learning rates
     models/         teacher, float, and each student, as .keras
-    fixed_logits.npz  what the teacher said of the training images, where the view is fixed
+    fixed_logits.npz  what the teacher said of the training images, where the view is fixed; fixed_logits_begun.npz, of part of them
     settled.json    how far `settle` moved each trained student, {stage: {"steps", "top1", "images"}}
     results.json    accuracies at the end; its presence says that the run is complete
     curves.png      the learning curves

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -67,7 +68,7 @@ class Teacher:
         return keras.Model(images, model(keras.layers.Rescaling(scale, offset)(images)), name=f"{model.name}_on_views")
 
 
-def fixed_logits(teachers, views, per_image, count):
+def fixed_logits(teachers, views, per_image, count, begun=(0, None), keep=lambda done, said: None):
     """What teachers say of views that never change.
 
     Args:
@@ -75,6 +76,8 @@ def fixed_logits(teachers, views, per_image, count):
         views: a dataset of images [n, ...], those of one example one after the other.
         per_image: how many views an example has; its prediction is the mean of theirs (FunMatch's fix/ic_ens).
         count: of the examples.
+        begun: (views that were asked about before, the sums of what was said of them), as `keep` had them. `views` are the others.
+        keep: called after each batch of views with (views that are done, the sums of what was said), to keep them or to stop.
     Returns: float32 [count, teachers, C]; log of the mean probability where there are several views, whose softmax at T = 1 it is.
     """
 
@@ -83,10 +86,13 @@ def fixed_logits(teachers, views, per_image, count):
         logits = tf.stack([tf.cast(teacher(images, training=False), tf.float32) for teacher in teachers], axis=1)
         return logits if per_image == 1 else tf.nn.softmax(logits)
 
-    said, done = np.zeros((count, len(teachers), teachers[0].output_shape[-1])), 0
-    with tqdm.tqdm(total=count * per_image, desc="fixed teacher", unit=" views", mininterval=5) as bar:
+    done, said = begun
+    said = np.zeros((count, len(teachers), teachers[0].output_shape[-1])) if said is None else said
+    quiet = not sys.stderr.isatty()
+    with tqdm.tqdm(total=count * per_image, initial=done, desc="fixed teacher", unit=" views", mininterval=5, disable=quiet) as bar:
         for images in views:
             np.add.at(said, np.arange(done, done + len(images)) // per_image, say(images).numpy())
             done += len(images)
             bar.update(len(images))
+            keep(done, said)
     return (said if per_image == 1 else np.log(np.maximum(said / per_image, 1e-30))).astype(np.float32)

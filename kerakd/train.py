@@ -13,7 +13,7 @@ with quiet.native_chatter_off():
     import tensorflow as tf
     import tf_keras as keras
 
-    from kerakd import commandline, halfspeed
+    from kerakd import commandline, data, halfspeed
     from kerakd import config as config_module
     from kerakd.devices import NAMES as DEVICES
     from kerakd.devices import devices, lost
@@ -67,6 +67,8 @@ def main():
     directory, claimed = RunDirectory(where["workdir"], own=chief), False
     try:
         if chief:
+            for name in (config.dataset, config.transfer_dataset):
+                data.check_outside(name, {"workdir": where["workdir"], "teacher_cache": config.teacher_cache})
             directory.check(config.text(), where["resume"], where["overwrite"])
             if where["overwrite"]:
                 directory.check_apart(config.files())
@@ -81,7 +83,7 @@ def main():
             directory.check_data(training.data())
         print(table(training.run(), config.taught()))
     except Stopped as stopped:
-        print(f"kerakd: stopped by {stopped.name}; --resume goes on from the last checkpoint", file=sys.stderr)
+        print(f"kerakd: stopped by {stopped.name}; --resume goes on from what the run has kept", file=sys.stderr)
         raise
     except tf.errors.OpError as error:
         if not lost(error):

@@ -198,7 +198,7 @@ class Training:
         """Trains epochs first..ended-1; the first from a batch on, when that had come to `metrics`. Raises: Diverged, saying where."""
         c, total, frozen = self.config, sum(epochs for _, epochs in stage.phases), distiller.mode.frozen_teacher
         if frozen:
-            self.lessons.prepare(distiller.teachers)
+            self.lessons.prepare(distiller.teachers, self.keeping)
             make = functools.partial(self.lessons.heard, distiller, stage.seed, first, ended, first_batch=batch)
         else:
             make = functools.partial(self.lessons.views, stage.seed, first, ended, size=stage.size, first_batch=batch)

@@ -20,6 +20,7 @@ from kerakd.cache import TeacherCache, fingerprint
 from kerakd.config import Config
 from kerakd.distiller import Distiller
 from kerakd.errors import BadInput
+from kerakd.keep import Every, Keeping, Stopped
 from kerakd.lessons import Lessons
 from kerakd.modelfile import load_model
 from kerakd.rundir import RunDirectory
@@ -317,6 +318,37 @@ def test_damaged_logits_of_fixed_views_are_named(tmp_path, contents):
     (tmp_path / "fixed_logits.npz").write_bytes(contents)
     with pytest.raises(BadInput, match="fixed_logits.npz as it was written, received something damaged .*; delete it, then --resume"):
         Lessons._remembered(tmp_path / "fixed_logits.npz", {})
+
+
+def test_an_ensemble_that_was_stopped_goes_on_where_it_was_to_the_same_logits(tmp_path):
+    told = {"dataset": "digits", "synthetic": True, "view": "fix/ic_ens", "ensemble_views": 5, "student": "s.keras", "teacher": ("t.keras",)}
+    config, images = Config(**told, batch_size=32, phase=("trained_teacher:1",)), data.load("digits", synthetic=True)[0]
+    keras.utils.set_random_seed(0)
+    teacher = keras.Sequential([keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)])
+    batches = -(-images.count * 5 // 64)
+
+    def lessons(name):
+        directory = RunDirectory(tmp_path / name)
+        directory.path.mkdir(exist_ok=True)
+        return Lessons(config, directory, images, (8, 8, 1)), directory.path / "fixed_logits_begun.npz"
+
+    class Asked(Keeping):
+        """Asked to stop at its second question, after a checkpoint at the first."""
+
+        def agreed(self, over=False):
+            questions.append(over)
+            return 15 if len(questions) >= 2 else 1
+
+    questions, (whole, _) = [], lessons("whole")
+    whole.prepare([teacher], Keeping(Every("1000")))
+    stopped, part = lessons("stopped")
+    with pytest.raises(Stopped):
+        stopped.prepare([teacher], Asked())
+    assert batches > 3 and np.load(part)["done"] == 128 and not (part.parent / "fixed_logits.npz").exists()
+    again, _ = lessons("stopped")
+    again.prepare([teacher], Keeping(Every("1000")))
+    np.testing.assert_array_equal(again.fixed_logits, whole.fixed_logits)
+    assert not part.exists() and (part.parent / "fixed_logits.npz").exists()
 
 
 def test_a_fingerprint_knows_the_shape_of_weights():

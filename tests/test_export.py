@@ -182,6 +182,14 @@ def test_a_proof_that_falls_short_says_in_what(proofs):
         program._check(worse, ("int8",))
 
 
+def test_an_int4_file_that_names_other_classes_is_said_with_the_reason(proofs):
+    right = dataclasses.replace(proofs["int4"], images=1000, moved_top1=0.99, top1_equal=0.99)
+    assert program._astray(right) == []
+    (coarse,) = program._astray(dataclasses.replace(right, moved_top1=0.98))
+    (twice,) = program._astray(dataclasses.replace(right, top1_equal=0.98))
+    assert "whose biases are coarser" in coarse and "kernels that round twice (kerakd.unpack), and names another class than its snapped copy" in twice
+
+
 def test_the_codes_are_those_of_the_student(exported, student):
     expected = kerakd.codes(student)
     with np.load(exported[0] / "codes.npz") as arrays:

@@ -1,6 +1,7 @@
 """A folder of class folders: its splits, its images as they are, what it refuses."""
 
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -121,6 +122,51 @@ def test_beside_test_a_val_is_passed_over_and_said_to_be(tmp_path, capsys):
                 write(tmp_path / part / name / f"{k}.png")
     assert [split.count for split in data.load(f"folder:{tmp_path}")] == [6, 4]
     assert f"kerakd: {tmp_path} is tested on Test; images of val are neither trained nor tested on" in capsys.readouterr().err
+
+
+def test_its_order_is_of_paths_and_sizes_and_a_copy_has_the_same(root, tmp_path):
+    order, (path, *_) = data.load(f"folder:{root}")[0].order, folder.find(root)[1]["train"][0]
+    shutil.copytree(root, tmp_path / "copy")
+    assert data.load(f"folder:{tmp_path / 'copy'}")[0].order == order
+    write(path, size=(50, 40))  # another image of the same name
+    assert data.load(f"folder:{root}")[0].order != order
+
+
+def test_links_to_folders_are_followed_once(root, tmp_path):
+    write(tmp_path / "more" / "z.png")
+    before = sum(split.count for split in data.load(f"folder:{root}"))
+    (root / "cat" / "more").symlink_to(tmp_path / "more")
+    (root / "cat" / "round").symlink_to(root / "cat")
+    assert sum(split.count for split in data.load(f"folder:{root}")) == before + 1
+
+
+def test_images_to_teach_on_need_no_classes(tmp_path):
+    for k in range(40):
+        write(tmp_path / "flat" / f"{k}.png")
+        write(tmp_path / "split" / "train" / "only" / f"{k}.png")
+    flat, split = (data.images_of(f"folder:{tmp_path / name}") for name in ("flat", "split"))
+    assert 30 <= flat.count < 40 == split.count and not flat.labelled and flat.classes == 0
+    assert [example["label"] for example in flat.examples.take(2).as_numpy_iterator()] == [-1, -1]
+    for name, message in (("nowhere", "expected a folder after folder:"), ("empty", "expected images .* received none")):
+        (tmp_path / "empty").mkdir(exist_ok=True)
+        with pytest.raises(BadInput, match=f"^transfer_dataset: {message}"):
+            data.images_of(f"folder:{tmp_path / name}")
+
+
+def test_no_image_to_test_on_is_taught_on(root):
+    taught = [os.fsdecode(row["path"]) for row in data.images_of(f"folder:{root}").rows.as_numpy_iterator()]
+    assert sorted(taught) == sorted(map(str, folder.find(root)[1]["train"][0]))
+
+
+@pytest.mark.parametrize("inside", ["run", "cat/run", "."])
+def test_nothing_is_written_where_it_would_be_a_class(root, inside):
+    with pytest.raises(BadInput, match=f"--workdir: expected a folder outside {root}, whose folders are classes of images"):
+        data.check_outside(f"folder:{root}", {"teacher_cache": "", "workdir": str(root / inside)})
+    data.check_outside(f"folder:{root}", {"workdir": str(root.parent / "run")})
+    data.check_outside("digits", {"workdir": str(root / inside)})
+    for part in ("train/a", "train/b", "test/a", "test/b"):
+        write(root / part / "x.png")
+    data.check_outside(f"folder:{root}", {"workdir": str(root / "run")})  # beside those two nothing is read
 
 
 def test_an_image_of_more_than_8_bits_is_refused(root):

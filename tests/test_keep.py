@@ -72,6 +72,19 @@ def test_where_nothing_trains_a_request_is_heeded_at_once(request_):
         os.kill(os.getpid(), signal.SIGTERM)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_request_whose_exception_is_lost_is_heeded_later(request_):
+    """As in a destructor, whose exceptions Python prints and forgets."""
+
+    class Dying:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    Dying()
+    with pytest.raises(Stopped):
+        Keeping(request=request_).heed()
+
+
 def test_layers_that_draw_have_a_state_to_keep():
     keras.backend.experimental.enable_tf_random_generator()
     try:

@@ -110,7 +110,7 @@ def stop(workdir, flags, wait=0.2):
     process.send_signal(signal.SIGTERM)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, out + err
-    assert err.endswith("kerakd: stopped by SIGTERM; --resume goes on from the last checkpoint\n")
+    assert err.endswith("kerakd: stopped by SIGTERM; --resume goes on from what the run has kept\n")
 
 
 def test_a_run_that_is_asked_to_stop_goes_on_within_its_epoch(slow_epochs, tmp_path):

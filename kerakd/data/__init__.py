@@ -6,7 +6,7 @@ The names below are loaded on first use, so that `python -m kerakd.data` can kee
 import importlib
 
 _HOME = {
-    **dict.fromkeys(("FOLDER", "PACKAGED", "Split", "check_classes", "images_of", "load"), "splits"),
+    **dict.fromkeys(("FOLDER", "PACKAGED", "Split", "check_classes", "check_outside", "images_of", "load"), "splits"),
     **dict.fromkeys(("arrays", "fixed", "indices", "testing", "training"), "batches"),
 }
 __all__ = [*_HOME]

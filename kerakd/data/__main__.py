@@ -54,6 +54,8 @@ class Options:
         for name in ("image_size", "seed"):
             if getattr(self, name) < 0:
                 raise BadInput(f"--{name}: expected 0 or more, received {getattr(self, name)}")
+        if self.data_dir and self.dataset.startswith(data.FOLDER):
+            raise BadInput(f"--data_dir: expected none beside {self.dataset}, whose images are where it says, received {self.data_dir}; leave it out")
         if self.check and self.synthetic:
             raise BadInput("--check: expected none beside --synthetic, which reads no images, received both")
         if self.check and not self.dataset.startswith(data.FOLDER):

@@ -154,12 +154,13 @@ def _views(chosen, name, size, teacher_sizes, mixup):
     return views
 
 
-def fixed(split, *, view, size, seed, ensemble=1000, batch_size=64):
+def fixed(split, *, view, size, seed, ensemble=1000, batch_size=64, first=0):
     """The views that a fixed teacher sees, in the split's order, those of one image one after the other.
 
     Args:
         view: a key of augment.BY_NAME whose teacher's view is fixed.
         ensemble: how many views an image has where the view averages over many; others have one.
+        first: how many views to leave out, which were seen before.
     Returns: (a dataset of float32 [n, height, width, c], views for each image).
     """
     chosen = augment.view(view)
@@ -169,7 +170,7 @@ def fixed(split, *, view, size, seed, ensemble=1000, batch_size=64):
         seeds = tf.data.Dataset.range(seed, seed + count)
         return seeds.map(lambda number: augment.to_minus_one_one(chosen.teacher(e["image"], size, tf.stack([number, e["index"]]))))
 
-    return split.examples.flat_map(views).batch(batch_size).prefetch(2), count
+    return split.examples.skip(first // count).flat_map(views).skip(first % count).batch(batch_size).prefetch(2), count
 
 
 def testing(split, *, size, batch_size=256, keep=False):

@@ -34,7 +34,10 @@ def find(root):
     trains, tests = _splits(root)
     tests = _test_before_val(root, tests) if trains else tests
     if tests and not trains:
-        raise BadInput(f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to train")
+        raise BadInput(
+            f"dataset: expected a folder train beside {root}/{tests[0]}, received none; rename the training images' folder to "
+            f"train or, if {tests[0]} is a class, give it a capital"
+        )
     if trains and (len(trains) > 1 or len(tests) != 1):
         several = [*trains[1:], *tests]
         told = f"received {', '.join(several)}; move away what is neither trained nor tested on" if several else "received none; add one"
@@ -47,10 +50,9 @@ def find(root):
             raise BadInput(f"dataset: expected the same class folders in {root}/{trains[0]} and {root}/{tests[0]}, received others ({apart})")
         return names, {"train": train, "test": test}
     names, (paths, labels) = _classes(root)
-    tested = [zlib.crc32(os.fsencode(path.relative_to(root))) % TENTH == 0 for path in paths]  # so that a new image moves no other
     found = {part: ([], []) for part in ("train", "test")}
-    for path, label, test in zip(paths, labels, tested, strict=True):
-        into = found["test" if test else "train"]
+    for path, label in zip(paths, labels, strict=True):
+        into = found["test" if _is_tested(root, path) else "train"]
         into[0].append(path)
         into[1].append(label)
     for part, (paths, _) in found.items():
@@ -63,6 +65,34 @@ def find(root):
         if label not in there["test"]:
             print(f"kerakd: no image of {name!r} is tested on; add some, or give {root} folders train and test", file=sys.stderr)
     return names, found
+
+
+def is_split(root):
+    """Whether it has a folder train beside one to test on, or is no folder at all."""
+    root = pathlib.Path(root).expanduser()
+    return not root.is_dir() or all(_splits(root))
+
+
+def unlabelled(root):
+    """[path] of images to teach on: all in the folder and those within it or, where it has a folder train, all in that. Without that one in ten is left
+    out, as `find` does, so that a class folder's images to test on are not learned.
+
+    Raises: BadInput for a folder that is not there, or has no images.
+    """
+    root = pathlib.Path(root).expanduser()
+    if not root.is_dir():
+        raise BadInput(f"transfer_dataset: expected a folder after folder:, received {str(root)!r}, which is none")
+    trains, _ = _splits(root)
+    images, _ = _files(root / trains[0] if trains else root)
+    images = images if trains else [path for path in images if not _is_tested(root, path)]
+    if not images:
+        raise BadInput(f"transfer_dataset: expected images ({', '.join(KINDS)}) in {root}, received none")
+    return images
+
+
+def _is_tested(root, path):
+    """Whether an image of a folder that is not split is one to test on; so that a new image moves no other, by its own path."""
+    return zlib.crc32(os.fsencode(path.relative_to(root))) % TENTH == 0
 
 
 def _splits(root):
@@ -92,9 +122,8 @@ def _classes(root):
             folder.name.encode()
         except UnicodeEncodeError:
             raise BadInput(f"dataset: expected names of classes in UTF-8, received {os.fsencode(folder.name)} in {root}; rename it") from None
-        files = sorted(path for path in folder.rglob("*") if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts))
-        images = [path for path in files if path.suffix.lower() in KINDS]
-        others += [path for path in files if path.suffix.lower() not in KINDS]
+        images, strange = _files(folder)
+        others += strange
         if not images:
             raise BadInput(f"dataset: expected images ({', '.join(KINDS)}) in {folder}, received none")
         paths += images
@@ -105,6 +134,18 @@ def _classes(root):
     return [folder.name for folder in folders], (paths, labels)
 
 
+def _files(folder):
+    """(images, other files) in a folder and those within it, links to folders among them, each sorted. What begins with a dot is passed over."""
+    found, seen = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(path))
+        # a link to a folder around it would be walked without an end
+        folders[:] = sorted(name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(path, name)) not in seen)
+        found += [pathlib.Path(path, name) for name in names if not name.startswith(".")]
+    files = sorted(path for path in found if path.is_file())
+    return [path for path in files if path.suffix.lower() in KINDS], [path for path in files if path.suffix.lower() not in KINDS]
+
+
 def version(paths):
     """Hexadecimal digits that change where one of the files has another name, size or time, or is read in another way."""
     known = ["upright", *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)]
@@ -112,8 +153,10 @@ def version(paths):
 
 
 def order(root, paths):
-    """Hexadecimal digits that change where a split has another image, or one at another place; a copy of the folder has the same."""
-    return hashlib.sha256(b"\n".join(os.fsencode(path.relative_to(pathlib.Path(root).expanduser()).as_posix()) for path in paths)).hexdigest()[:16]
+    """Hexadecimal digits that change where a split has another image, one of another size, or one at another place; a copy of the folder has the same."""
+    root = pathlib.Path(root).expanduser()
+    known = [os.fsencode(path.relative_to(root).as_posix()) + b" %d" % path.stat().st_size for path in paths]
+    return hashlib.sha256(b"\n".join(known)).hexdigest()[:16]
 
 
 def rows(paths, labels):

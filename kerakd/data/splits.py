@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import pathlib
 import socket
 import sys
 import urllib.parse
@@ -69,6 +70,15 @@ class Split:
         return (size or height, size or width, channels or 3)
 
 
+def check_outside(name, written):
+    """Raises BadInput for one of {flag: folder to write to}, "" for none, that lies within a dataset's folder of class folders, where it would be a class."""
+    if name.startswith(FOLDER) and not folder.is_split(name.removeprefix(FOLDER)):
+        images = pathlib.Path(name.removeprefix(FOLDER)).expanduser().resolve()
+        for flag, path in written.items():
+            if path and pathlib.Path(path).expanduser().resolve().is_relative_to(images):
+                raise BadInput(f"--{flag}: expected a folder outside {images}, whose folders are classes of images, received {path}; take another")
+
+
 def check_classes(expected, split):
     """Raises BadInput where a run was trained on classes of other names (None: not known), as labels are numbers in the names' order."""
     apart = sorted(set(expected) ^ set(split.names)) if expected is not None else []
@@ -131,9 +141,18 @@ def _folder(name, part, paths, labels, names):
     return Split(f"{name} {part}", examples, len(paths), len(names), (None, None, 3), names, *known, rows, folder.read)
 
 
+def _sized(shape, image_size):
+    """(height, width, channels) of synthetic images for a dataset's shape, in which what may differ is None."""
+    return tuple(given or image_size or 256 for given in shape[:2]) + (shape[2] or 3,)
+
+
+def _unlabelled(name, shape, image_size):
+    made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], ("",) * 10, _sized(shape, image_size), 7)
+    return dataclasses.replace(made, classes=0, names=())
+
+
 def _synthetic_pair(name, shape, names, image_size):
-    side = image_size or 256
-    shape = tuple(given or side for given in shape[:2]) + (shape[2] or 3,)
+    shape = _sized(shape, image_size)
     return tuple(_synthetic(f"{name} {part} (synthetic)", count, names, shape, k) for k, (part, count) in enumerate(SYNTHETIC.items()))
 
 
@@ -143,16 +162,17 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
     Args, Raises: as `load`; "label" need not be there.
     """
     if name.startswith(FOLDER):
-        return dataclasses.replace(load(name, data_dir, synthetic, image_size)[0], classes=0, names=())
+        paths = folder.unlabelled(name.removeprefix(FOLDER))
+        if synthetic:
+            return _unlabelled(name, (None, None, 3), image_size)
+        return _folder(name, "train", paths, [-1] * len(paths), ())
     builder = _builder(name, data_dir)
     features = builder.info.features
     if features is None or "image" not in features:
         raise BadInput(f'transfer_dataset: expected one with a feature "image", received {name!r} with {list(features or [])}')
     shape, part = tuple(features["image"].shape), SPLITS.get(builder.name, ("train",))[0]
     if synthetic:
-        side = image_size or 256
-        made = _synthetic(f"{name} (synthetic)", SYNTHETIC["train"], ("",) * 10, tuple(given or side for given in shape[:2]) + (shape[2] or 3,), 7)
-        return dataclasses.replace(made, classes=0, names=())
+        return _unlabelled(name, shape, image_size)
     needs = (part,), f"transfer_dataset: expected a split train, received {name}", "save its images in a class folder and give folder:DIR"
     _check_there(builder, *needs)  # before a download, where it is known by then
     _prepare(builder, name)
