@@ -122,6 +122,7 @@ class Lessons:
             if agreed:
                 self._write(part.name, made_from, done=done, said=said)
                 keeping.every.begin()
+            if agreed > 1:
                 keeping.heed()
 
         with keeping.asked_within():
