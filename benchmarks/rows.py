@@ -112,6 +112,10 @@ SECTIONS = {
         "best_w2a2": Row("2-bit weights and activations", "float_longer", "best_w2a2_alone"),
         "best_w2a2_sums": Row("2-bit weights and activations, sums of branches in 8 bits, narrowed for kernels", "float_longer"),
         "best_w2a2_taught": Row("2-bit weights and activations, sums of branches in 8 bits, the float student taught as well", "float_longer"),
+        "best_w2a2_decay": Row(
+            "2-bit weights and activations, sums of branches in 8 bits, the float student taught as well, a quarter of the weight decay, in float32",
+            "float_longer",
+        ),
         "best_ternary_early": Row("ternary weights, 8-bit activations, from three taught epochs in float on", "float_12"),
         "best_w4a4_early": Row("4-bit weights and activations, from three taught epochs in float on", "float_12"),
         "best_w2a2_early": Row("2-bit weights and activations, sums of branches in 8 bits, from three taught epochs in float on", "float_12"),
@@ -146,6 +150,7 @@ LIMITS = {
     "best_w2a2": 2.0,
     "best_w2a2_sums": 2.0,
     "best_w2a2_taught": 2.0,
+    "best_w2a2_decay": 2.0,
     "best_ternary_early": 0.7,
     "best_w4a4_early": 0.0,
     "best_w2a2_early": 2.0,
