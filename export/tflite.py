@@ -38,7 +38,8 @@ def _astray(proof):
     """What names another class, and than what, on more images than `_kept` allows, of a proof of the int4 container: [the middle of a sentence]."""
     told = [] if _kept(proof) else [", whose biases are coarser, names another class than the student"]
     if round((1 - proof.top1_equal) * proof.images) > max(1, proof.images // 100):
-        told.append(" runs outside XNNPACK, in kernels that round twice (kerakd.unpack), and names another class than its snapped copy")
+        why = ", which runs outside XNNPACK in kernels that round twice (a file of kerakd.unpack does not)," if proof.not_delegated else ""
+        told.append(f"{why} names another class than its snapped copy")
     return told
 
 

@@ -104,7 +104,7 @@ class TeacherCache:
     def read(self, epoch, batch):
         """(logits float32 of `shape`, whether they are there)."""
         logits, marks = self._epoch(int(epoch))
-        there = bool(marks[int(batch)]) and bool(logits[int(batch)].any())  # where a machine went down, marks may be on the disk before their logits
+        there = bool(marks[int(batch)])
         self.read_batches += there
         return (np.array(logits[int(batch)]) if there else np.zeros(self.shape, np.float32)), there
 
@@ -112,6 +112,7 @@ class TeacherCache:
         """Keeps the logits `said` [batch size, teachers, classes] of one batch, and marks it as kept after that."""
         logits, marks = self._epoch(int(epoch))
         logits[int(batch)] = said
+        logits.flush()  # before their mark, also where the machine goes down
         marks[int(batch)] = 1
         self.written_batches += 1
 

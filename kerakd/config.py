@@ -45,11 +45,13 @@ class Config:
     signed: str = flag("interval:8", "quantizer of activations that can be negative, of what the last layer reads and of the logits: an interval of 8 bits")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
-    sums: int = flag(0, "bits of what additions read, where --activations has fewer; kernels but the last read it rounded to --activations; 0: no difference")
+    sums: int = flag(
+        0, "bits of what additions read, where --activations has fewer; every kernel but the last reads them rounded to those; 0: as --activations"
+    )
     override: tuple = flag(
         (),
-        "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. With ACTIVATIONS those of --activations, what the "
-        "last layer reads keeps its 8 bits",
+        "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. Where ACTIVATIONS are those of --activations, "
+        "what the last layer reads keeps its 8 bits",
     )
     calibration: str = flag("max", "rule that sets the intervals before training", calibration.RULES)
     calibration_images: int = flag(512, "how many training images it looks at")
@@ -81,7 +83,7 @@ class Config:
     weight_decay: float = flag(
         0.0,
         "each step takes learning rate * weight_decay of every kernel away, apart from the momentum (decoupled); with sgd, whose momentum is 0.9, 0.001 "
-        "is what papers call 0.0001, an L2 loss that goes through it",
+        "is what papers call 0.0001, an L2 loss, whose gradient goes through the momentum",
     )
     clip_norm: typing.Optional[float] = flag(
         None, "clip the gradients of each optimizer together to this norm: kernels, and intervals with a rate of their own"

@@ -37,7 +37,7 @@ class StopRequest:
 
     def _asked(self, number, frame):
         at_once = self.number is not None or not self.training
-        self.number = self.number or number  # kept in any case: what is raised in a destructor, say, is lost, and the next step heeds it
+        self.number = self.number or number  # in any case: an exception raised within a destructor is lost, and the next step heeds this
         if at_once:
             raise Stopped(number)
 

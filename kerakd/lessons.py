@@ -104,7 +104,7 @@ class Lessons:
     def prepare(self, teachers, keeping):
         """Has frozen teachers say what can be said once: their logits on views that never change, which are in the run directory if they were asked before.
 
-        keeping: a `keep.Keeping`: after its intervals, and where the process is asked to stop, what was said so far is kept.
+        keeping: a `keep.Keeping`: after its intervals, and where the process is asked to stop, what was said so far is kept, 8 bytes a logit.
         """
         c = self.config
         if not augment.view(c.view).fixed or self.fixed_logits is not None:

@@ -24,7 +24,8 @@ def recast(model, policy="float32", synchronized=False):
     Args:
         model: a functional tf_keras model, float or quantized.
         policy: a Keras dtype policy: "float32", "mixed_bfloat16" or "mixed_float16".
-        synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it.
+        synchronized: whether BatchNorms normalize by the global batch under `tf.distribute`, rather than by a replica's part of it;
+            False takes that from those that have it.
     Returns: a functional model; the caller's is not touched.
     """
     stay = _last_layers(model)

@@ -21,7 +21,8 @@ from kerakd.files import flush, is_aside, read_json, write_aside, write_json
 from kerakd.modelfile import load_model
 
 WRITTEN = (
-    *("flags.cfg", "results.json", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "curves.png", "fixed_logits*.npz"),
+    *("flags.cfg", "results.json", "data.json", "metrics.jsonl", "intervals.jsonl", "settled.json", "curves.png"),
+    *("fixed_logits.npz", "fixed_logits_begun.npz"),
     *("models/teacher*.keras", "models/float.keras", "models/alone_*.keras", "models/taught_*.keras", "checkpoints", "tensorboard"),
 )  # by a run
 EXPORTED = ("student.tflite", "student.int4.tflite", "student.json", "student.md")

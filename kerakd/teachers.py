@@ -77,7 +77,7 @@ def fixed_logits(teachers, views, per_image, count, begun=(0, None), keep=lambda
         per_image: how many views an example has; its prediction is the mean of theirs (FunMatch's fix/ic_ens).
         count: of the examples.
         begun: (views that were asked about before, the sums of what was said of them), as `keep` had them. `views` are the others.
-        keep: called after each batch of views with (views that are done, the sums of what was said), to keep them or to stop.
+        keep: called after each batch of views but the last with (views that are done, the sums of what was said), to keep them or to stop.
     Returns: float32 [count, teachers, C]; log of the mean probability where there are several views, whose softmax at T = 1 it is.
     """
 
@@ -88,11 +88,14 @@ def fixed_logits(teachers, views, per_image, count, begun=(0, None), keep=lambda
 
     done, said = begun
     said = np.zeros((count, len(teachers), teachers[0].output_shape[-1])) if said is None else said
-    quiet = not sys.stderr.isatty()
-    with tqdm.tqdm(total=count * per_image, initial=done, desc="fixed teacher", unit=" views", mininterval=5, disable=quiet) as bar:
+    total, told = count * per_image, {"desc": "fixed teacher", "unit": " views", "mininterval": 5}
+    with tqdm.tqdm(total=total, initial=done, disable=not sys.stderr.isatty(), **told) as bar:
         for images in views:
             np.add.at(said, np.arange(done, done + len(images)) // per_image, say(images).numpy())
-            done += len(images)
+            before, done = done, done + len(images)
             bar.update(len(images))
-            keep(done, said)
+            if bar.disable and 10 * done // total > 10 * before // total:  # a line for each tenth, where nobody sees a bar
+                print(f"fixed teacher: {done} of {total} views", file=sys.stderr, flush=True)
+            if done < total:
+                keep(done, said)
     return (said if per_image == 1 else np.log(np.maximum(said / per_image, 1e-30))).astype(np.float32)

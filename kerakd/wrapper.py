@@ -99,6 +99,8 @@ class LayerConfig(QuantizeConfig):
         if kernel_name(layer) is None:
             known = ", ".join(cls.__name__ for cls in KERNELS)
             raise BadInput(f"weights: expected None for a layer that is none of {known}, received {self.weights!r} for {layer.name!r}")
+        if not isinstance(self.weights, GridQuantizer):
+            raise BadInput(f"weights: expected one of kerakd's quantizers, received {type(self.weights).__name__}; take Interval or Ternary, say")
         seen = StandardizedKernel if self.standardized else DepthwiseKernel if type(layer) is keras.layers.DepthwiseConv2D else lambda quantizer: quantizer
         return [(getattr(layer, kernel_name(layer)), seen(self.weights.for_tensor("weights")))]
 

@@ -186,8 +186,9 @@ def test_an_int4_file_that_names_other_classes_is_said_with_the_reason(proofs):
     right = dataclasses.replace(proofs["int4"], images=1000, moved_top1=0.99, top1_equal=0.99)
     assert program._astray(right) == []
     (coarse,) = program._astray(dataclasses.replace(right, moved_top1=0.98))
-    (twice,) = program._astray(dataclasses.replace(right, top1_equal=0.98))
-    assert "whose biases are coarser" in coarse and "kernels that round twice (kerakd.unpack), and names another class than its snapped copy" in twice
+    twice, float_ = (program._astray(dataclasses.replace(right, top1_equal=0.98, not_delegated=left)) for left in (["CONV_2D"], []))
+    assert "whose biases are coarser" in coarse and "kernels that round twice (a file of kerakd.unpack does not), names another class" in twice[0]
+    assert float_ == [" names another class than its snapped copy"]
 
 
 def test_the_codes_are_those_of_the_student(exported, student):

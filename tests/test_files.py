@@ -35,6 +35,13 @@ def test_the_last_of_several_files_is_there_only_when_all_are(tmp_path, monkeypa
     assert seen == [("b", both), ("a", both)]
 
 
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "a", []
+    monkeypatch.setattr("kerakd.files.os.fsync", lambda number: seen.append(path.exists()))
+    write_aside(path, lambda aside: aside.write_text("x"))
+    assert seen == [False] and path.exists()
+
+
 def test_a_killed_writers_file_is_known_by_its_name(tmp_path):
     names = []
     write_aside(tmp_path / "x.keras", lambda aside: names.append(aside) or aside.write_text("x"))

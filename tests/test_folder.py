@@ -136,6 +136,7 @@ def test_links_to_folders_are_followed_once(root, tmp_path):
     write(tmp_path / "more" / "z.png")
     before = sum(split.count for split in data.load(f"folder:{root}"))
     (root / "cat" / "more").symlink_to(tmp_path / "more")
+    (root / "cat" / "more again").symlink_to(tmp_path / "more")
     (root / "cat" / "round").symlink_to(root / "cat")
     assert sum(split.count for split in data.load(f"folder:{root}")) == before + 1
 
@@ -147,6 +148,8 @@ def test_images_to_teach_on_need_no_classes(tmp_path):
     flat, split = (data.images_of(f"folder:{tmp_path / name}") for name in ("flat", "split"))
     assert 30 <= flat.count < 40 == split.count and not flat.labelled and flat.classes == 0
     assert [example["label"] for example in flat.examples.take(2).as_numpy_iterator()] == [-1, -1]
+    with pytest.raises(BadInput, match="^transfer_dataset: expected a folder after folder:, received none"):
+        data.images_of("folder:")
     for name, message in (("nowhere", "expected a folder after folder:"), ("empty", "expected images .* received none")):
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(BadInput, match=f"^transfer_dataset: {message}"):
@@ -160,13 +163,16 @@ def test_no_image_to_test_on_is_taught_on(root):
 
 @pytest.mark.parametrize("inside", ["run", "cat/run", "."])
 def test_nothing_is_written_where_it_would_be_a_class(root, inside):
-    with pytest.raises(BadInput, match=f"--workdir: expected a folder outside {root}, whose folders are classes of images"):
+    with pytest.raises(BadInput, match=f"--workdir: expected a folder outside {root}, which is read for images"):
         data.check_outside(f"folder:{root}", {"teacher_cache": "", "workdir": str(root / inside)})
     data.check_outside(f"folder:{root}", {"workdir": str(root.parent / "run")})
     data.check_outside("digits", {"workdir": str(root / inside)})
+    data.check_outside("folder:", {"workdir": str(root / inside)})  # which `load` refuses
     for part in ("train/a", "train/b", "test/a", "test/b"):
         write(root / part / "x.png")
     data.check_outside(f"folder:{root}", {"workdir": str(root / "run")})  # beside those two nothing is read
+    with pytest.raises(BadInput, match=f"--workdir: expected a folder outside {root}/train, which is read for images"):
+        data.check_outside(f"folder:{root}", {"workdir": str(root / "train" / "run")})
 
 
 def test_an_image_of_more_than_8_bits_is_refused(root):

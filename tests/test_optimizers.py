@@ -135,5 +135,9 @@ def test_an_unknown_optimizer_is_refused():
 
 
 def test_an_unknown_schedule_is_refused():
+    for schedule in (optimizers.cosine, optimizers.Quadratic):
+        for warmup in (10, 11, -1):
+            with pytest.raises(BadInput, match=f"warmup_steps: expected 0 or more, and fewer than the 10 steps of the schedule, received {warmup}"):
+                schedule(0.1, 10, warmup)
     with pytest.raises(BadInput, match="expected one of cosine, quadratic, received 'step'"):
         optimizers.build("sgd", 0.1, 10, variables(), schedule="step")

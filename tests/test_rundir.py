@@ -321,7 +321,7 @@ def test_a_damaged_model_file_is_one_error(tmp_path, suffix, damage):
 
 
 def test_overwriting_removes_all_that_a_run_writes(claimed):
-    own = ["intervals.jsonl", "data.json", "settled.json", "curves.png", "fixed_logits.npz", "student.int4.tflite", "student.json"]
+    own = ["intervals.jsonl", "data.json", "settled.json", "curves.png", "fixed_logits.npz", "fixed_logits_begun.npz", "student.int4.tflite", "student.json"]
     own += ["models/float.keras", "models/alone_0.keras", "models/teacher.keras", "tensorboard/x"]
     for name in own:
         (claimed.path / name).parent.mkdir(exist_ok=True)

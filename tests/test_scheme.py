@@ -691,6 +691,8 @@ def test_a_config_by_hand_gives_a_kernel_a_symmetric_grid_whatever_the_quantizer
         assert seen.levels() == (-7, 7)
     with pytest.raises(BadInput, match="weights: expected a quantizer of weights, received Pact"):
         LayerConfig(weights=Pact(4)).get_weights_and_quantizers(dense)
+    with pytest.raises(BadInput, match="weights: expected one of kerakd's quantizers, received LastValueQuantizer"):
+        LayerConfig(weights=tfmot.quantizers.LastValueQuantizer(8, True, True, False)).get_weights_and_quantizers(dense)
 
 
 def parted():

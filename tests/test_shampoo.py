@@ -9,6 +9,7 @@ import tf_keras as keras
 from tensorflow.python.framework import config  # tf.config can't switch op determinism off again
 
 from kerakd import calibration, models, optimizers, scheme, shampoo
+from kerakd.errors import BadInput
 from kerakd.quantizers import Interval
 from kerakd.shampoo import Shampoo
 
@@ -115,6 +116,15 @@ def test_join_undoes_split(shape, block):
     blocks = shampoo.split(matrix, block)
     assert max(blocks.shape[2:]) <= block
     np.testing.assert_array_equal(shampoo.join(blocks, shape), matrix)
+
+
+@pytest.mark.parametrize(
+    "argument", [{"momentum": 1.0}, {"momentum": -0.1}, {"beta2": 0.0}, {"beta2": 1.1}, {"block": 0}, {"inverse_every": 0}, {"epsilon": -1e-9}]
+)
+def test_a_number_out_of_its_range_is_refused(argument):
+    ((name, value),) = argument.items()
+    with pytest.raises(BadInput, match=f"{name}: expected .*, received {value}"):
+        Shampoo(0.1, **argument)
 
 
 @pytest.mark.parametrize(

@@ -67,26 +67,34 @@ def find(root):
     return names, found
 
 
-def is_split(root):
-    """Whether it has a folder train beside one to test on, or is no folder at all."""
+def read_of(root):
+    """The folders of `root` in which images are looked for: its train and its folders to test on, or itself; none where it is not there."""
     root = pathlib.Path(root).expanduser()
-    return not root.is_dir() or all(_splits(root))
+    if not root.is_dir():
+        return []
+    trains, tests = _splits(root)
+    return [root / name for name in (*trains, *tests)] or [root]
 
 
 def unlabelled(root):
     """[path] of images to teach on: all in the folder and those within it or, where it has a folder train, all in that. Without that one in ten is left
-    out, as `find` does, so that a class folder's images to test on are not learned.
+    out, as `find` does, so that images of the same folder that are tested on are not learned; a folder within that one is another to both.
 
-    Raises: BadInput for a folder that is not there, or has no images.
+    Raises: BadInput for a folder that is not there, or has no images, several that are train.
     """
     root = pathlib.Path(root).expanduser()
     if not root.is_dir():
         raise BadInput(f"transfer_dataset: expected a folder after folder:, received {str(root)!r}, which is none")
     trains, _ = _splits(root)
+    if len(trains) > 1:
+        raise BadInput(f"transfer_dataset: expected one folder train in {root}, received {', '.join(trains)}; move the others away")
     images, _ = _files(root / trains[0] if trains else root)
     images = images if trains else [path for path in images if not _is_tested(root, path)]
     if not images:
-        raise BadInput(f"transfer_dataset: expected images ({', '.join(KINDS)}) in {root}, received none")
+        tenth = "" if trains else " besides the tenth that is left out, as one to test on"
+        raise BadInput(f"transfer_dataset: expected images ({', '.join(KINDS)}) in {root}{tenth}, received none")
+    if trains:
+        print(f"kerakd: of {root} images of {trains[0]} are taught on", file=sys.stderr)
     return images
 
 
@@ -138,9 +146,12 @@ def _files(folder):
     """(images, other files) in a folder and those within it, links to folders among them, each sorted. What begins with a dot is passed over."""
     found, seen = [], set()
     for path, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(path))
-        # a link to a folder around it would be walked without an end
-        folders[:] = sorted(name for name in folders if not name.startswith(".") and os.path.realpath(os.path.join(path, name)) not in seen)
+        real = os.path.realpath(path)
+        if real in seen:  # by another link, or one to a folder around it, which would have no end
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [pathlib.Path(path, name) for name in names if not name.startswith(".")]
     files = sorted(path for path in found if path.is_file())
     return [path for path in files if path.suffix.lower() in KINDS], [path for path in files if path.suffix.lower() not in KINDS]

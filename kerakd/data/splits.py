@@ -71,12 +71,18 @@ class Split:
 
 
 def check_outside(name, written):
-    """Raises BadInput for one of {flag: folder to write to}, "" for none, that lies within a dataset's folder of class folders, where it would be a class."""
-    if name.startswith(FOLDER) and not folder.is_split(name.removeprefix(FOLDER)):
-        images = pathlib.Path(name.removeprefix(FOLDER)).expanduser().resolve()
+    """Raises BadInput for one of {flag: folder to write to}, "" for none, that lies where a dataset's images are looked for, whose folders are classes."""
+    for images in folder.read_of(name.removeprefix(FOLDER)) if name.startswith(FOLDER) and name != FOLDER else ():
         for flag, path in written.items():
-            if path and pathlib.Path(path).expanduser().resolve().is_relative_to(images):
-                raise BadInput(f"--{flag}: expected a folder outside {images}, whose folders are classes of images, received {path}; take another")
+            if path and pathlib.Path(path).expanduser().resolve().is_relative_to(images.resolve()):
+                raise BadInput(f"--{flag}: expected a folder outside {images}, which is read for images, received {path}; take another")
+
+
+def _path(name, argument):
+    """That of a folder of images. Raises: BadInput for none."""
+    if name == FOLDER:
+        raise BadInput(f"{argument}: expected a folder after folder:, received none; give folder:DIR")
+    return name.removeprefix(FOLDER)
 
 
 def check_classes(expected, split):
@@ -98,9 +104,7 @@ def load(name, data_dir=None, synthetic=False, image_size=0):
     Raises: BadInput for an unknown dataset, one that can't be downloaded, one without labels.
     """
     if name.startswith(FOLDER):
-        if name == FOLDER:
-            raise BadInput("dataset: expected a folder after folder:, received none; give folder:DIR")
-        names, found = folder.find(name.removeprefix(FOLDER))
+        names, found = folder.find(_path(name, "dataset"))
         if synthetic:
             return _synthetic_pair(name, (None, None, 3), tuple(names), image_size)
         return tuple(_folder(name, part, *images, tuple(names)) for part, images in found.items())
@@ -162,7 +166,7 @@ def images_of(name, data_dir=None, synthetic=False, image_size=0):
     Args, Raises: as `load`; "label" need not be there.
     """
     if name.startswith(FOLDER):
-        paths = folder.unlabelled(name.removeprefix(FOLDER))
+        paths = folder.unlabelled(_path(name, "transfer_dataset"))
         if synthetic:
             return _unlabelled(name, (None, None, 3), image_size)
         return _folder(name, "train", paths, [-1] * len(paths), ())

@@ -26,6 +26,7 @@ ACTIVATIONS = {  # Keras 3's name -> tf_keras's
     **{name: name for name in ("sigmoid", "softmax", "softplus", "softsign", "swish", "tanh")},
     "silu": "swish",
 }
+WITHIN = ("Activation", "ELU", "LeakyReLU", "ReLU", "Softmax")  # layers without weights, which another layer may have as its activation
 HARD = ("hard_sigmoid", "hard_silu", "hard_swish")  # relu6(x + 3) / 6, and x times that: tf_keras's hard_sigmoid is another function
 AGREED = {"activity_regularizer": None, "renorm": False}  # at other values tf_keras trains otherwise: it divides the first one's loss by the batch size
 HARMLESS = {  # keys that the tf_keras layer does not know, and the values with which it computes the same

@@ -6,7 +6,7 @@ import tensorflow as tf
 import tf_keras as keras
 
 from kerakd.errors import BadInput
-from kerakd.keras3.layers import ACTIVATIONS, HARD, class_of, config_of, hard
+from kerakd.keras3.layers import ACTIVATIONS, HARD, WITHIN, class_of, config_of, hard
 from kerakd.keras3.names import Names
 from kerakd.keras3.operations import Operation, operation
 from kerakd.keras3.words import reason, short, shown
@@ -89,9 +89,9 @@ class Made:
         """(what the tf_keras layer takes as its `activation`, the function that comes after the layer or None)."""
         value, name = config["activation"], config["name"]
         if isinstance(source.activation, self.keras3.layers.Layer):
-            if not isinstance(source.activation, self.weightless()):
+            if type(source.activation).__name__ not in WITHIN:
                 received = f"the layer {source.activation.name!r} as that of {source.name!r}"
-                raise BadInput(f"model: expected an activation without weights, received {received}; put it behind {source.name!r} as a layer of its own")
+                raise BadInput(f"model: expected one of {', '.join(WITHIN)} as an activation, received {received}; put it behind {source.name!r}")
             inner = self.layer(source.activation, names, lambda own: names.added(f"{name}_{own}"))
             return "linear", lambda x: inner(x, {})
         if not isinstance(value, str) or value not in (*ACTIVATIONS, *HARD):
@@ -101,10 +101,6 @@ class Made:
             return ACTIVATIONS[value], None
         own = name if isinstance(source, self.keras3.layers.Activation) else names.added(f"{name}_{value}")
         return "linear", hard(value, own, names, source.compute_dtype)
-
-    def weightless(self):
-        """The classes of Keras 3 that may be another layer's activation."""
-        return tuple(getattr(self.keras3.layers, name) for name in ("Activation", "ELU", "LeakyReLU", "ReLU", "Softmax"))
 
 
 def _chain(copy, after):
