@@ -45,9 +45,7 @@ class Config:
     signed: str = flag("interval:8", "quantizer of activations that can be negative, of what the last layer reads and of the logits: an interval of 8 bits")
     first: int = flag(8, "bits of the first weighted layer; 0: float")
     last: int = flag(8, "bits of the last weighted layer; 0: float")
-    sums: int = flag(
-        0, "bits of what additions read, where --activations has fewer; every kernel but the last reads them rounded to those; 0: as --activations"
-    )
+    sums: int = flag(0, "bits of what additions read, where --activations has fewer; each kernel but the last reads them rounded to those; 0: as --activations")
     override: tuple = flag(
         (),
         "REGEX=WEIGHTS/ACTIVATIONS for layers whose name the pattern matches; repeat it for more. Where ACTIVATIONS are those of --activations, "

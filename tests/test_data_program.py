@@ -61,6 +61,7 @@ def test_the_rows_of_a_folders_sheet_are_spread_over_it(tmp_path, each):
         (["--dataset=digits", "--view=none"], "--view: expected one of|view: expected one of"),
         (["--dataset=digits", "--view=ind/rc", "--augment=CutMix"], "--augment: expected a view that teacher and student share, received 'ind/rc'"),
         (["--dataset=folder:/nowhere", "--synthetic", "--check"], "--check: expected none beside --synthetic"),
+        (["--dataset=folder:/nowhere", "--data_dir=tfds"], "--data_dir: expected none beside folder:/nowhere"),
         (["--dataset=digits", "--check"], "--check: expected a dataset folder:DIR beside it, received digits"),
         (["--dataset=digits", "--picture=x.txt"], "--picture: expected a .png file"),
         (["--dataset=digits", "--seed=-1"], "--seed: expected 0 or more"),

@@ -401,6 +401,19 @@ def test_bad_input_gets_one_line_and_destroys_nothing(complete_run, tmp_path, da
     assert not (tmp_path / "new").exists()
 
 
+def test_a_run_does_not_begin_where_its_images_are_looked_for(tmp_path, refusal):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    flags = f"--dataset=folder:{tmp_path / 'images'}", "--student=resnet8", "--image_size=8", "--phase=alone:1"
+    for where in (
+        ["--workdir=RUN/run"],
+        ["--workdir=NEW", "--teacher_cache=RUN/cache", "--teacher=resnet8", "--teacher_epochs=1", "--phase=trained_teacher:1"],
+    ):
+        filled = [text.replace("RUN", str(tmp_path / "images")).replace("NEW", str(tmp_path / "new")) for text in where]
+        _, err = refusal(train.main, *flags, *filled)
+        assert err.startswith("kerakd: --") and f"expected a folder outside {tmp_path / 'images'}, which is read for images" in err
+    assert [path.name for path in tmp_path.rglob("*")] == ["images", "cat"]
+
+
 def test_a_refusal_is_the_process_s_one_line_and_status(tmp_path):
     status, out, err = run_program("kerakd.train", "--dataset=digits", f"--workdir={tmp_path / 'new'}")
     assert (status, out, err.count("\n")) == (2, "", 1) and err.startswith("kerakd: --student: expected a value")
