@@ -240,7 +240,7 @@ def test_an_override_takes_quantizers_with_options_and_patterns_with_equals_sign
         ({"mixed_precision": "float8"}, "--mixed_precision: expected one of bfloat16, float16, received 'float8'"),
         ({"hard_weight": 0.0}, "--hard_weight: expected a phase with a teacher beside it, received 0.0 without one"),
         ({"soft_weight": 3.0}, "--soft_weight: expected a phase with a teacher"),
-        ({"dataset": "folder:a", "transfer_dataset": "folder:b", **MATCHED, "data_dir": "tfds"}, "--data_dir: expected a dataset of TFDS beside it"),
+        ({**MATCHED, "dataset": "folder:a", "transfer_dataset": "folder:b", "data_dir": "tfds"}, "--data_dir: expected a dataset of TFDS beside it"),
         ({"temperature": 4.0}, "--temperature: expected a phase with a teacher"),
         ({"soft_loss": "dkd"}, "--soft_loss: expected a phase with a teacher"),
         ({"view": "ind/ic"}, "--view: expected a phase with a teacher"),
