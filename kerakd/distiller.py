@@ -165,6 +165,7 @@ class Distiller(keras.Model):
 
     hard_weight = _constant("hard_weight", "Of the hard loss; `enter` sets it.")
     soft_weight = _constant("soft_weight", "Of the soft loss, likewise.")
+    hint_weight = _constant("hint_weight", "Of the hints' losses together.")
     dampening = _constant("dampening", "As `compile` was given it.")
     freezing = _constant("freezing", "Likewise.")
     temperature = property(lambda self: self._soft.temperature, doc="Of the soft loss.")
@@ -450,7 +451,7 @@ class Distiller(keras.Model):
         soft = self._mean(self._soft(logits, teacher_logits, y), sample_weight) if teacher_logits else 0.0
         loss = self.hard_weight * hard + self.soft_weight * soft + _sum(self.student.losses)
         hint = self._mean(self.hints(features, teacher_features), sample_weight) if teacher_features else 0.0
-        loss += self._hint_weight * hint
+        loss += self.hint_weight * hint
         if self.dampening is not None:
             loss += self._at_this_step(self.dampening) * oscillation.dampening(self.student)
         teacher_loss = self._teacher_loss(y, teacher_logits, logits, sample_weight) if self.mode.teacher_learns else None

@@ -145,7 +145,7 @@ def test_the_distiller_is_what_the_flags_say(tmp_path):
     made, _ = ready(tmp_path / "run", **{**TAUGHT, "teacher": ("resnet8,weight=0.5", "resnet8")}, **loss, **hint)
     assert (made.temperature, made.soft_loss, made.ensemble, made.teacher_weights) == (3.0, losses.dist, "mean", [0.5, 1.0])
     assert (made.hard_weight, made.soft_weight) == (0.2, 0.7)
-    assert (made.hints.weight, made.hints.loss) == (5.0, losses.attention)
+    assert (made.hint_weight, made.hints.loss) == (5.0, losses.attention)
 
 
 def test_the_optimizers_are_what_the_flags_say(tmp_path):
