@@ -280,7 +280,13 @@ class Training:
         return results
 
     def run(self):
-        """Trains what is not trained yet; returns {stage: test accuracy}."""
+        """Trains what is not trained yet; returns {stage: test accuracy}.
+
+        Raises: BadInput for an image of a folder to test on that can't be read, before anything is trained.
+        """
+        if self.config.dataset.startswith(data.FOLDER) and any(not self.directory.has_model(stage.name) for stage in self.stages):
+            for _ in self.tests():  # or an epoch would be lost to it; those that are kept in memory are read once in any case
+                pass
         for stage in self.stages:
             self.keeping.heed()
             if self.directory.has_model(stage.name):

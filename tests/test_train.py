@@ -136,14 +136,28 @@ def test_a_full_disk_at_the_word_of_settling_is_an_error_and_no_unsettled_studen
     assert not directory.has_model("taught_0")
 
 
-def test_a_run_does_not_go_on_with_other_images(here, tmp_path):
+@pytest.fixture
+def of_images(tmp_path):
+    """Flags of a run on a folder of images, tmp_path/images, in which cats are red and dogs are not."""
     for part, count in (("train", 8), ("test", 4)):
         for name in ("cat", "dog"):
             for number in range(count):
                 path = tmp_path / "images" / part / name / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.new("RGB", (8, 8), (255 * (name == "cat"), 20 * number, 0)).save(path)
-    flags = f"--dataset=folder:{tmp_path / 'images'}", "--image_size=8", "--student=resnet8", "--student_width=0.25", "--batch_size=8", "--phase=alone:1"
+    return f"--dataset=folder:{tmp_path / 'images'}", "--image_size=8", "--student=resnet8", "--student_width=0.25", "--batch_size=8", "--phase=alone:1"
+
+
+def test_an_image_to_test_on_that_can_not_be_read_is_named_before_anything_is_trained(here, of_images, tmp_path):
+    path = tmp_path / "images/test/dog/3.png"
+    path.write_bytes(path.read_bytes()[:40])
+    status, out, err = here(train.main, *of_images, f"--workdir={tmp_path / 'run'}")
+    assert status == 2 and out == "" and f"kerakd: image: expected one that can be read, received {path}" in err.splitlines()[-1]
+    assert not RunDirectory(tmp_path / "run").metrics()
+
+
+def test_a_run_does_not_go_on_with_other_images(here, of_images, tmp_path):
+    flags = of_images
     status, out, err = here(train.main, *flags, f"--workdir={tmp_path / 'run'}", "--start=scratch")
     assert status == 0, out + err
     before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
