@@ -181,9 +181,10 @@ def table(rows):
 def _outputs(options):
     """{what: path}, none of which exists. Raises: BadInput where one does, or its folder does not."""
     out = pathlib.Path(options.out or pathlib.Path(options.run) / "student.tflite")
-    paths = {"int8": out, "int4": out.with_suffix(".int4.tflite"), "json": out.with_suffix(".json"), "md": out.with_suffix(".md")}
+    paths = {"int8": out, "int4": out.with_suffix(".int4.tflite"), "md": out.with_suffix(".md")}
     if options.codes:
         paths["codes"] = pathlib.Path(options.codes)
+    paths["json"] = out.with_suffix(".json")  # the last to be there, as programs look for it
     for what, path in paths.items():
         if path.parent.resolve() == pathlib.Path(options.run).resolve() and any(path.match(pattern) for pattern in (*WRITTEN, *MEASURED)):
             name = "codes" if what == "codes" else "out"
@@ -248,8 +249,7 @@ def main():
     contents = {**files, "json": card.as_json(made).encode(), "md": card.as_markdown(made, paths["int8"].name).encode()}
     if options.codes:
         contents["codes"] = _as_npz(kerakd.codes(student))
-    order = sorted(paths, key="json".__eq__)  # the card that programs read is the last: where it is, all is
-    write_together({paths[key]: lambda aside, key=key: aside.write_bytes(contents[key]) for key in order})
+    write_together({path: lambda aside, key=key: aside.write_bytes(contents[key]) for key, path in paths.items()})
     print(f"\nwrote {', '.join(str(path) for path in paths.values())}")
 
 

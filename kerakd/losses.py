@@ -37,7 +37,7 @@ def logit_mse(student, teacher, temperature=1.0):
 
 def standardized_kl(student, teacher, temperature=1.0):
     """`kl` of logits standardized per example, z <- (z - mean z) / (std z + 1e-7) (Sun et al., CVPR 2024, "Logit Standardization in Knowledge
-    Distillation", section 4, whose T is 2).
+    Distillation", whose T is 2).
 
     std is that of the C logits, by C; the authors' code divides by C - 1, as a temperature sqrt(C / (C - 1)) of this one does.
 

@@ -47,6 +47,14 @@ def table(results, taught):
     return "\n".join(["test accuracy", *rows])
 
 
+def _deterministic(seed):
+    """Has TensorFlow and Keras compute and draw the same for the same flags."""
+    tf.config.experimental.enable_op_determinism()
+    keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
+    keras.utils.set_random_seed(seed)
+    tf.random.set_global_generator(tf.random.Generator.from_seed(seed))  # keras_cv's layers draw from it
+
+
 def main():
     config, where = config_module.parse(["python -m kerakd.train", *sys.argv[1:]], extra=FLAGS)
     if not where["workdir"]:
@@ -56,10 +64,7 @@ def main():
     keeping = Keeping(Every(where["checkpoint_every"]), where["checkpoints"], devices=devices(where["distribute"], where["devices"], where["tpu"]))
     chief = keeping.devices.chief
     keeping.request.listen()
-    tf.config.experimental.enable_op_determinism()
-    keras.backend.experimental.enable_tf_random_generator()  # dropout draws from a state that checkpoints hold
-    keras.utils.set_random_seed(config.seed)
-    tf.random.set_global_generator(tf.random.Generator.from_seed(config.seed))  # keras_cv's layers draw from it
+    _deterministic(config.seed)
     if config.augment:
         print("kerakd: --augment draws from streams: the same flags give the same run, but one that was resumed sees other views", file=sys.stderr)
     if config.mixed_precision and chief and where["distribute"] != "tpu":  # which has them

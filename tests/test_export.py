@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_both_containers_and_the_card_are_written(exported):
         "top1_equal": ", which runs outside XNNPACK in kernels that round twice (a file of kerakd.unpack does not), names another class than its snapped copy",
     }
     astray = [why for share, why in told.items() if round((1 - small[share]) * small["images"]) > max(1, small["images"] // 100)]
-    assert astray and err == "".join(f"kerakd: the int4 container{why} on more than one image in a hundred\n" for why in astray)
+    assert err == "".join(f"kerakd: the int4 container{why} on more than one image in a hundred\n" for why in astray)
     assert all(digits in (directory / "student.md").read_text() for digits in card["sha256"].values())
 
 
@@ -119,6 +120,20 @@ def test_bad_input_gets_one_line_and_changes_nothing(exported, refusal, argument
     _, err = refusal(program.main, *[text.replace("RUN", str(directory)) for text in arguments])
     assert message in err and len(err.splitlines()) == 1
     assert contents(directory) == before
+
+
+def test_a_file_is_timed_once_whatever_rows_it_has(exported):
+    rows = {row["network"].strip(): row for row in json.loads((exported[0] / "student.json").read_text())["table"]}
+    assert rows["taught_0 in Keras"]["ms"] == rows["taught_0 on the int8 .tflite"]["ms"] != rows["taught_0 on the int4 .tflite"]["ms"]
+
+
+def test_every_teacher_of_a_run_has_its_row():
+    net = keras.Sequential([keras.Input((8, 8, 1)), L.Flatten(), L.Dense(10)])
+    made = object.__new__(program.Export)
+    made.results, made.measured = {"teacher": 0.9, "teacher_1": 0.8, "float": 0.7, "taught_0": 0.6}, {}
+    made.directory = types.SimpleNamespace(has_model=lambda name: True, load_model=lambda name: net)
+    titles = [(row["network"], row["accuracy"]) for row in made.float_rows()]
+    assert titles == [("teacher, float32", 0.9), ("teacher 1, float32", 0.8), ("student, float32", 0.7)]
 
 
 def test_a_run_that_was_exported_can_still_be_read(exported):

@@ -330,6 +330,13 @@ def test_overwriting_removes_all_that_a_run_writes(claimed):
     assert not [name for name in own if (claimed.path / name).exists()]
 
 
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(claimed, monkeypatch):
+    seen = []
+    monkeypatch.setattr("kerakd.rundir.flush", lambda path: seen.append((path.name, claimed.has_checkpoint("s"))))
+    claimed.checkpoint("s", (1, 0), {"value": tf.Variable(1.0)}, {})
+    assert {("state.index", False), ("metrics.npz", False)} <= set(seen) and claimed.has_checkpoint("s") and all(not there for _, there in seen)
+
+
 def test_small_intervals_keep_their_digits(claimed):
     claimed.add_intervals("b", 0, {"x weights": 1.23456789e-7})
     assert claimed.intervals()[0]["x weights"] == 1.23457e-7

@@ -386,6 +386,13 @@ def trained(request):
     return student
 
 
+def reloaded(model, path):
+    """What a file of `model` is read as."""
+    model.save(path)
+    with kerakd.quantize_scope():
+        return keras.models.load_model(path)
+
+
 def assert_same_model(again, student):
     np.testing.assert_array_equal(again(IMAGES), student(IMAGES))
     assert sorted(w.tobytes() for w in again.get_weights()) == sorted(w.tobytes() for w in student.get_weights())
@@ -395,9 +402,7 @@ def assert_same_model(again, student):
 @pytest.mark.parametrize("suffix", [".keras", ".h5", ""], ids=[".keras", ".h5", "SavedModel"])
 def test_a_trained_student_survives_its_file_to_the_bit(trained, tmp_path, suffix):
     path = str(tmp_path / f"student{suffix}")
-    trained.save(path)
-    with kerakd.quantize_scope():
-        again = keras.models.load_model(path)
+    again = reloaded(trained, path)
     assert_same_model(again, trained)
     assert kernels(again).keys() == kernels(trained).keys()
 
@@ -630,9 +635,7 @@ def test_an_overshooting_resizing_and_colors_around_0_are_signed():
 def test_a_loaded_students_variables_have_their_layers_names(tmp_path):
     inputs = keras.Input((8, 8, 3))
     student = quantize(keras.Model(inputs, L.Dense(2)(L.Flatten()(L.ReLU()(L.BatchNormalization()(L.Conv2D(4, 3, name="block/conv")(inputs)))))), USUAL)
-    student.save(tmp_path / "student.keras")
-    with kerakd.quantize_scope():
-        loaded = keras.models.load_model(tmp_path / "student.keras")
+    loaded = reloaded(student, tmp_path / "student.keras")
     assert [variable.name for variable in loaded.weights] == [variable.name for variable in student.weights]
 
 
@@ -706,9 +709,7 @@ def parted():
 def test_a_split_student_is_saved_cloned_and_settled(kind, tmp_path):
     student = quantize(parted(), Scheme(Interval(4), Interval(4)))
     calibrate(student, IMAGES)
-    student.save(tmp_path / kind)
-    with kerakd.quantize_scope():
-        loaded = keras.models.load_model(tmp_path / kind)
+    loaded = reloaded(student, tmp_path / kind)
     cloned = keras.models.clone_model(student)
     cloned.set_weights(student.get_weights())
     for again in (loaded, cloned):
@@ -742,9 +743,7 @@ class Own(Interval):
 def test_a_users_own_quantizer_is_read_from_every_kind_of_file(kind, tmp_path):
     student = quantize(nested(), Scheme(Own(4), Own(4)))
     calibrate(student, IMAGES)
-    student.save(tmp_path / kind)
-    with kerakd.quantize_scope():
-        loaded = keras.models.load_model(tmp_path / kind)
+    loaded = reloaded(student, tmp_path / kind)
     np.testing.assert_array_equal(loaded(IMAGES), student(IMAGES))
 
 
@@ -760,9 +759,7 @@ def test_a_frozen_kernel_has_each_weight_once_and_in_its_place(frozen, tmp_path)
     layer, free = student.get_layer("c2"), other.get_layer("c2")
     assert [weight.name for weight in layer.weights] == [weight.name for weight in free.weights] and not layer.trainable_weights
     layer.set_weights(free.get_weights())
-    student.save(tmp_path / "x.h5")
-    with kerakd.quantize_scope():
-        loaded = keras.models.load_model(tmp_path / "x.h5")
+    loaded = reloaded(student, tmp_path / "x.h5")
     np.testing.assert_array_equal(loaded(IMAGES), student(IMAGES))
     student.save_weights(tmp_path / "y.h5")
 

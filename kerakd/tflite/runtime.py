@@ -53,7 +53,7 @@ def run(data, images, threads=1, xnnpack=True):
 
 
 def batches(data, several, threads=1, xnnpack=True):
-    """Yields what `run` gives of each of several arrays of images, by one interpreter: to prepare a file's kernels takes as long as some images."""
+    """Yields what `run` gives of each of several arrays of images, by one interpreter, as each would prepare the file's kernels anew."""
     graph, made = flatfile.read(data).subgraphs[0], interpreter(data, threads, xnnpack)
     for images in several:
         outputs = np.stack([values for (values,) in _each(made, graph, images)])
